@@ -1,0 +1,1 @@
+//! `oncache.toml`: schema, defaults, validation with line-precise errors.

@@ -1,0 +1,9 @@
+//! oncache: a container overlay network with a cache-based eBPF fast path.
+//!
+//! The library face of the `oncache` binary, so that tests can use its pieces. The module tree is
+//! the architecture (docs/architecture.md): arrows point down, from [`cli`] to the rims
+//! [`netlink`] and [`datapath`], which know nothing of policy.
+
+pub mod config;
+pub mod netlink;
+pub mod overlay;

@@ -1,0 +1,3 @@
+//! argv to command; nothing else.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The slow path: VXLAN device, bridge, routes, neighbours and FDB to peers, nftables.

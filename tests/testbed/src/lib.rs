@@ -1,0 +1,1 @@
+//! Hosts, containers, wires, traffic and captures for tests, made of network namespaces.
