@@ -5,5 +5,6 @@
 //! [`netlink`] and [`datapath`], which know nothing of policy.
 
 pub mod config;
+pub mod datapath;
 pub mod netlink;
 pub mod overlay;

@@ -1,0 +1,212 @@
+//! `egress`: container to NIC.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO,
+    },
+    helpers::{bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect},
+};
+use oncache_abi::{
+    cache::{HEADER_LEN, HostHeaders, LocalContainer},
+    checksum::fold,
+    flow::{FlowKey, Verdict},
+    headers::{ETH_LEN, IPV4_LEN, OVERHEAD, TCP_LEN, outer_tos, source_port},
+    mark::EGRESS_MISS,
+    reason::{Program, Reason},
+    settings::Settings,
+};
+
+use crate::{
+    counters::count,
+    inner::{self, Inner},
+    maps::{EGRESS_HOST, EGRESS_IP, FILTER, INGRESS, constant, now, settings},
+    packet::Skb,
+};
+
+/// Keep an aggregate an aggregate: its segment size stays, and the kernel learns of the tunnel
+/// headers that every segment needs (net/core/filter.c, `bpf_skb_net_grow`).
+const ENCAP_FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
+    | (ETH_LEN as u64) << 56;
+
+/// Sends the packet by the caches, or says why not.
+#[inline(always)]
+pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
+    skb.clear_mark();
+    if !skb.is_plain_ipv4() {
+        return Err(Some(Reason::NotIpv4));
+    }
+    skb.ensure_linear((ETH_LEN + IPV4_LEN + TCP_LEN) as u32);
+    let inner = inner::parse(skb, ETH_LEN)?;
+    // SAFETY (of `constant!`): see `maps::volatile`.
+    let (network, netmask, mtu) =
+        unsafe { (constant!(network), constant!(netmask), constant!(mtu)) };
+    if inner.destination & netmask != network {
+        return Err(Some(Reason::OutsideNetwork));
+    }
+    if inner.ttl <= 1 {
+        return Err(Some(Reason::TtlExpires));
+    }
+    let key = inner.key_from_local();
+    if inner.changes_state {
+        let _ = FILTER.remove(&key);
+        return Err(Some(Reason::TcpState));
+    }
+    if !inner.fits(skb, mtu) || usize::from(inner.total_length) + OVERHEAD > usize::from(u16::MAX) {
+        return Err(Some(Reason::OverMtu));
+    }
+    // SAFETY: INGRESS has BPF_F_NO_PREALLOC: an element stays its key's until this program is done.
+    let Some(local) = (unsafe { INGRESS.get(&inner.source) }) else {
+        return Err(Some(Reason::NoContainer));
+    };
+    let settings = settings().ok_or(Reason::HelperFailed)?;
+    check_sender(skb, local, settings.epoch)?;
+    match cached(&inner, &key, local, settings) {
+        Ok(headers) => {
+            let action = encapsulate(skb, &inner, headers, settings)?;
+            count(Program::Egress, Reason::Hit);
+            Ok(action)
+        }
+        Err(reason) => {
+            skb.mark_missed(EGRESS_MISS, settings.epoch);
+            Err(Some(reason))
+        }
+    }
+}
+
+/// The frame must come from the device and MAC address of the container that holds the source
+/// address, and go to the gateway.
+#[inline(always)]
+fn check_sender(skb: &Skb, local: &LocalContainer, epoch: u32) -> Result<(), Reason> {
+    let ethernet: *mut [u8; ETH_LEN] = skb.at(0)?;
+    if local.ifindex != skb.ifindex() {
+        return Err(Reason::SourceMismatch);
+    }
+    // SAFETY: the fourteen bytes lie within the packet.
+    let frame = unsafe { &*ethernet };
+    // SAFETY (of `constant!`): see `maps::volatile`.
+    let gateway = unsafe { constant!(gateway) };
+    if !same_mac(frame, 0, gateway) {
+        return Err(Reason::NotGateway);
+    }
+    let known = local.destination;
+    if known.is_current(epoch) && !same_mac(frame, 6, known.mac()) {
+        return Err(Reason::SourceMismatch);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn same_mac(frame: &[u8; ETH_LEN], at: usize, mac: [u8; 6]) -> bool {
+    frame[at] == mac[0]
+        && frame[at + 1] == mac[1]
+        && frame[at + 2] == mac[2]
+        && frame[at + 3] == mac[3]
+        && frame[at + 4] == mac[4]
+        && frame[at + 5] == mac[5]
+}
+
+/// All three caches must agree: the flow allowed both ways, the way back ready, the host known.
+#[inline(always)]
+fn cached(
+    inner: &Inner,
+    key: &FlowKey,
+    local: &LocalContainer,
+    settings: &Settings,
+) -> Result<&'static HostHeaders, Reason> {
+    let epoch = settings.epoch;
+    // SAFETY: one aligned word, whole whenever it is read; its tag tells whose it is.
+    let word = unsafe { FILTER.get(key) }.ok_or(Reason::NoFlow)?;
+    judge(*word, key, epoch)?;
+    if !local.destination.is_current(epoch) || !local.source.is_current(epoch) {
+        return Err(Reason::ContainerUnlearned);
+    }
+    // SAFETY: one aligned word, as above.
+    let word = unsafe { EGRESS_IP.get(&inner.destination) }.ok_or(Reason::NoHost)?;
+    let host = word.host(inner.destination, epoch).ok_or(Reason::NoHost)?;
+    // SAFETY: EGRESS_HOST has BPF_F_NO_PREALLOC: the element stays intact until this program ends.
+    let headers = unsafe { EGRESS_HOST.get(&host) }.ok_or(Reason::HostUnlearned)?;
+    if !headers.is_current(epoch) {
+        return Err(Reason::HostUnlearned);
+    }
+    Ok(headers)
+}
+
+/// The filter cache's verdict as a reason.
+#[inline(always)]
+pub fn judge(word: oncache_abi::flow::FilterWord, key: &FlowKey, epoch: u32) -> Result<(), Reason> {
+    match word.judge(key, now(), epoch) {
+        Verdict::Fast => Ok(()),
+        Verdict::Unknown => Err(Reason::NoFlow),
+        Verdict::StaleEpoch => Err(Reason::StaleEpoch),
+        Verdict::LeaseExpired => Err(Reason::LeaseExpired),
+        Verdict::OneWay => Err(Reason::OneWay),
+    }
+}
+
+/// Puts the learned headers before the packet and sends it out of the underlay device.
+#[inline(always)]
+fn encapsulate(
+    skb: &Skb,
+    inner: &Inner,
+    headers: &HostHeaders,
+    settings: &Settings,
+) -> Result<i32, Reason> {
+    // Before the packet grows: the hash is over the inner flow, as the slow path takes it.
+    // SAFETY: the context is the program's own.
+    let hash = unsafe { bpf_get_hash_recalc(skb.raw()) };
+    skb.adjust_room(OVERHEAD as i32, ENCAP_FLAGS)?;
+    if let Err(reason) = write_headers(skb, inner, headers, settings, hash) {
+        // Not reached with a packet that was read before; the slow path gets it as it was.
+        let _ = skb.adjust_room(-(OVERHEAD as i32), BPF_F_ADJ_ROOM_FIXED_GSO as u64);
+        return Err(reason);
+    }
+    // SAFETY: no precondition.
+    Ok(unsafe { bpf_redirect(headers.ifindex, 0) } as i32)
+}
+
+#[inline(always)]
+fn write_headers(
+    skb: &Skb,
+    inner: &Inner,
+    headers: &HostHeaders,
+    settings: &Settings,
+    hash: u32,
+) -> Result<(), Reason> {
+    const TOS: usize = ETH_LEN + 1;
+    const TOTAL_LENGTH: usize = ETH_LEN + 2;
+    const ID: usize = ETH_LEN + 4;
+    const CHECKSUM: usize = ETH_LEN + 10;
+    const SOURCE_PORT: usize = ETH_LEN + IPV4_LEN;
+    const UDP_LENGTH: usize = ETH_LEN + IPV4_LEN + 4;
+
+    inner::decrement_ttl(skb, HEADER_LEN)?;
+    let frame: *mut [u64; HEADER_LEN / 8] = skb.at(0)?;
+    let tos = outer_tos(inner.tos);
+    let total_length = (inner.total_length + OVERHEAD as u16).to_be();
+    // The outer packet may be fragmented on its way (the kernel leaves DF off), so its ID has to
+    // differ from its neighbours' (RFC 6864, section 4.1).
+    // SAFETY: no precondition.
+    let id = unsafe { bpf_get_prandom_u32() } as u16;
+    let sum = u64::from(headers.ip_sum)
+        + u64::from(u16::from_ne_bytes([0, tos]))
+        + u64::from(total_length)
+        + u64::from(id);
+    let port = source_port(hash, settings.port_min, settings.port_max).to_be();
+    let udp_length = (inner.total_length + (OVERHEAD - IPV4_LEN) as u16).to_be();
+    // SAFETY: all 64 bytes lie within the packet; BPF stores need no alignment.
+    unsafe {
+        *frame = headers.template;
+        let bytes = frame.cast::<u8>();
+        *bytes.add(TOS) = tos;
+        *bytes.add(TOTAL_LENGTH).cast::<u16>() = total_length;
+        *bytes.add(ID).cast::<u16>() = id;
+        *bytes.add(CHECKSUM).cast::<u16>() = !fold(sum);
+        *bytes.add(SOURCE_PORT).cast::<u16>() = port;
+        *bytes.add(UDP_LENGTH).cast::<u16>() = udp_length;
+    }
+    Ok(())
+}

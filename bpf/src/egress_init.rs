@@ -1,0 +1,107 @@
+//! `egress_init`: learns from what the slow path has encapsulated.
+
+use aya_ebpf::bindings::BPF_EXIST;
+use oncache_abi::{
+    cache::{HEADER_LEN, HostHeaders, HostWord},
+    checksum::{fold, sum_header},
+    flow::EGRESS,
+    headers::{ETH_LEN, ETHERTYPE_IPV4, IPV4_LEN},
+    mark::EGRESS_MISS,
+    reason::{Program, Reason},
+};
+
+use crate::{
+    counters::count,
+    inner,
+    learning::{learn_flow, may_learn},
+    maps::{EGRESS_HOST, EGRESS_IP, INGRESS, constant},
+    outer::{self, Outer},
+    packet::Skb,
+};
+
+/// Enters the packet's headers and flow into the caches; the packet always goes on unchanged.
+#[inline(always)]
+pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
+    let settings = may_learn(skb, EGRESS_MISS)?;
+    let epoch = settings.epoch;
+    if !skb.is_plain_ipv4() {
+        return Err(Some(Reason::NotIpv4));
+    }
+    let outer = outer::parse(skb)?;
+    // SAFETY (of `constant!`): see `maps::volatile`.
+    let (vni, host, network, netmask) = unsafe {
+        (
+            constant!(vni),
+            constant!(host),
+            constant!(network),
+            constant!(netmask),
+        )
+    };
+    if outer.source != host || outer.inner_ethertype != ETHERTYPE_IPV4.to_be() {
+        return Err(Some(Reason::NotOverlay));
+    }
+    if outer.checksum != 0 {
+        return Err(Some(Reason::OuterChecksum));
+    }
+    if outer.vni != vni {
+        return Err(Some(Reason::OtherVni));
+    }
+    let inner = inner::parse(skb, HEADER_LEN)?;
+    if inner.destination & netmask != network {
+        return Err(Some(Reason::OutsideNetwork));
+    }
+    if INGRESS.get_ptr(&inner.source).is_none() {
+        return Err(Some(Reason::NoContainer));
+    }
+    learn_headers(skb, &outer, epoch)?;
+    let word = HostWord::new(inner.destination, outer.destination, epoch);
+    EGRESS_IP
+        .insert(&inner.destination, word, 0)
+        .map_err(|_| Reason::HelperFailed)?;
+    learn_flow(&inner.key_from_local(), EGRESS, settings)?;
+    count(Program::EgressInit, Reason::Learned);
+    Err(None)
+}
+
+/// Keeps the outer headers as the peer's template, if they are not known yet.
+#[inline(always)]
+fn learn_headers(skb: &Skb, outer: &Outer, epoch: u32) -> Result<(), Reason> {
+    // SAFETY: EGRESS_HOST has BPF_F_NO_PREALLOC: the element stays intact until this program ends.
+    let known = unsafe { EGRESS_HOST.get(&outer.destination) }.ok_or(Reason::NotPeer)?;
+    let learned = template(skb, epoch)?;
+    if *known == learned {
+        return Ok(());
+    }
+    EGRESS_HOST
+        .insert(&outer.destination, learned, u64::from(BPF_EXIST))
+        .map_err(|_| Reason::HelperFailed)
+}
+
+/// The packet's first 64 bytes with all that differs from packet to packet set to zero.
+#[inline(always)]
+fn template(skb: &Skb, epoch: u32) -> Result<HostHeaders, Reason> {
+    const TOS: usize = ETH_LEN + 1;
+    const TOTAL_LENGTH: usize = ETH_LEN + 2;
+    const ID: usize = ETH_LEN + 4;
+    const CHECKSUM: usize = ETH_LEN + 10;
+    const SOURCE_PORT: usize = ETH_LEN + IPV4_LEN;
+    const UDP_LENGTH: usize = ETH_LEN + IPV4_LEN + 4;
+
+    let frame: *mut [u64; HEADER_LEN / 8] = skb.at(0)?;
+    let mut headers = HostHeaders::UNLEARNED;
+    // SAFETY: the 64 bytes lie within the packet; the template is as long.
+    unsafe {
+        headers.template = *frame;
+        let bytes = (&raw mut headers.template).cast::<u8>();
+        *bytes.add(TOS) = 0;
+        *bytes.add(TOTAL_LENGTH).cast::<u16>() = 0;
+        *bytes.add(ID).cast::<u16>() = 0;
+        *bytes.add(CHECKSUM).cast::<u16>() = 0;
+        *bytes.add(SOURCE_PORT).cast::<u16>() = 0;
+        *bytes.add(UDP_LENGTH).cast::<u16>() = 0;
+        headers.ip_sum = u32::from(fold(sum_header(&*bytes.add(ETH_LEN).cast::<[u32; 5]>())));
+    }
+    headers.ifindex = skb.ifindex();
+    headers.epoch = epoch;
+    Ok(headers)
+}

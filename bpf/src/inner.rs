@@ -1,0 +1,219 @@
+//! The inner packet: what all four programs must know of it, and the rules that make it fit for
+//! the fast path at all.
+
+use oncache_abi::{
+    checksum::{fold, sum_header, update},
+    flow::FlowKey,
+    headers::{FRAGMENT, IPV4_LEN, IPV4_PLAIN, TCP, TCP_LEN, TCP_STATE_FLAGS, UDP, UDP_LEN},
+    reason::Reason,
+};
+
+use crate::packet::Skb;
+
+/// An IPv4 header without options, as it lies in the packet.
+#[repr(C, packed(2))]
+#[derive(Clone, Copy)]
+pub struct Ipv4 {
+    pub version_ihl: u8,
+    pub tos: u8,
+    pub total_length: u16,
+    pub id: u16,
+    pub fragment: u16,
+    pub ttl: u8,
+    pub protocol: u8,
+    pub checksum: u16,
+    pub source: u32,
+    pub destination: u32,
+}
+
+#[repr(C, packed(2))]
+struct Ports {
+    source: u16,
+    destination: u16,
+}
+
+#[repr(C, packed(2))]
+struct UdpHeader {
+    ports: Ports,
+    length: u16,
+    checksum: u16,
+}
+
+#[repr(C, packed(2))]
+struct TcpHeader {
+    ports: Ports,
+    sequence: u32,
+    acknowledgement: u32,
+    data_offset: u8,
+    flags: u8,
+    window: u16,
+    checksum: u16,
+    urgent: u16,
+}
+
+/// What the programs need of an inner packet. Addresses and ports in network byte order.
+pub struct Inner {
+    pub source: u32,
+    pub destination: u32,
+    pub source_port: u16,
+    pub destination_port: u16,
+    pub protocol: u8,
+    pub tos: u8,
+    pub ttl: u8,
+    /// Host byte order.
+    pub total_length: u16,
+    /// Length of the TCP or UDP header.
+    pub transport_length: u16,
+    /// SYN, FIN or RST is set.
+    pub changes_state: bool,
+}
+
+/// Reads the IPv4 header at `offset` and refuses what no program may touch: options, and a header
+/// whose checksum is wrong (the slow path drops it: net/ipv4/ip_input.c, `ip_rcv_core`).
+#[inline(always)]
+pub fn ipv4(skb: &Skb, offset: usize) -> Result<*mut Ipv4, Reason> {
+    let header: *mut Ipv4 = skb.at(offset)?;
+    // SAFETY: `at` has shown the header to lie within the packet; BPF loads need no alignment.
+    unsafe {
+        if (*header).version_ihl != IPV4_PLAIN {
+            return Err(Reason::IpOptions);
+        }
+        if fold(sum_header(&*header.cast::<[u32; 5]>())) != 0xffff {
+            return Err(Reason::BadHeader);
+        }
+    }
+    Ok(header)
+}
+
+/// Reads the inner packet whose IPv4 header is at `offset`.
+#[inline(always)]
+pub fn parse(skb: &Skb, offset: usize) -> Result<Inner, Reason> {
+    let header = ipv4(skb, offset)?;
+    // SAFETY: as in `ipv4`.
+    let ip = unsafe { *header };
+    if u16::from_be(ip.fragment) & FRAGMENT != 0 {
+        return Err(Reason::Fragment);
+    }
+    let total_length = u16::from_be(ip.total_length);
+    // A packet longer or shorter than it says is trimmed or dropped by the slow path.
+    if u32::from(total_length) + offset as u32 != skb.len() {
+        return Err(Reason::BadHeader);
+    }
+    let payload = u32::from(total_length).wrapping_sub(IPV4_LEN as u32);
+    let (ports, transport_length, changes_state) = match ip.protocol {
+        UDP => {
+            let udp: *mut UdpHeader = skb.at(offset + IPV4_LEN)?;
+            // SAFETY: as in `ipv4`.
+            unsafe {
+                if u32::from(u16::from_be((*udp).length)) != payload {
+                    return Err(Reason::BadHeader);
+                }
+                (&raw const (*udp).ports, UDP_LEN as u16, false)
+            }
+        }
+        TCP => {
+            let tcp: *mut TcpHeader = skb.at(offset + IPV4_LEN)?;
+            // SAFETY: as in `ipv4`.
+            unsafe {
+                let length = u16::from((*tcp).data_offset >> 4) * 4;
+                if length < TCP_LEN as u16 || u32::from(length) > payload {
+                    return Err(Reason::BadHeader);
+                }
+                (
+                    &raw const (*tcp).ports,
+                    length,
+                    (*tcp).flags & TCP_STATE_FLAGS != 0,
+                )
+            }
+        }
+        _ => return Err(Reason::OtherProtocol),
+    };
+    // SAFETY: `ports` is the start of a header that lies within the packet.
+    let (source_port, destination_port) = unsafe { ((*ports).source, (*ports).destination) };
+    Ok(Inner {
+        source: ip.source,
+        destination: ip.destination,
+        source_port,
+        destination_port,
+        protocol: ip.protocol,
+        tos: ip.tos,
+        ttl: ip.ttl,
+        total_length,
+        transport_length,
+        changes_state,
+    })
+}
+
+impl Inner {
+    /// The flow's key where the sender is the local container.
+    #[inline(always)]
+    pub const fn key_from_local(&self) -> FlowKey {
+        FlowKey {
+            local: self.source,
+            remote: self.destination,
+            local_port: self.source_port,
+            remote_port: self.destination_port,
+            protocol: self.protocol,
+            reserved: [0; 3],
+        }
+    }
+
+    /// The flow's key where the receiver is the local container.
+    #[inline(always)]
+    pub const fn key_to_local(&self) -> FlowKey {
+        FlowKey {
+            local: self.destination,
+            remote: self.source,
+            local_port: self.destination_port,
+            remote_port: self.source_port,
+            protocol: self.protocol,
+            reserved: [0; 3],
+        }
+    }
+
+    /// Whether the packet, or each segment of the aggregate, fits `mtu` (net/ipv4/ip_forward.c,
+    /// `ip_exceeds_mtu`).
+    #[inline(always)]
+    pub fn fits(&self, skb: &Skb, mtu: u32) -> bool {
+        let segment = skb.gso_size();
+        if segment == 0 {
+            u32::from(self.total_length) <= mtu
+        } else {
+            IPV4_LEN as u32 + u32::from(self.transport_length) + segment <= mtu
+        }
+    }
+}
+
+/// Takes one hop off the TTL of the header at `offset`, checksum included (net/ip.h,
+/// `ip_decrease_ttl`).
+#[inline(always)]
+pub fn decrement_ttl(skb: &Skb, offset: usize) -> Result<(), Reason> {
+    change_ttl(skb, offset, u8::MAX)
+}
+
+/// Undoes [`decrement_ttl`].
+#[inline(always)]
+pub fn restore_ttl(skb: &Skb, offset: usize) -> Result<(), Reason> {
+    change_ttl(skb, offset, 1)
+}
+
+/// Adds `by` to the TTL, modulo 256.
+#[inline(always)]
+fn change_ttl(skb: &Skb, offset: usize, by: u8) -> Result<(), Reason> {
+    /// Offset of the TTL and protocol bytes, one 16-bit word of the checksum.
+    const TTL: usize = 8;
+    const CHECKSUM: usize = 10;
+    let start: *mut [u8; IPV4_LEN] = skb.at(offset)?;
+    let start = start.cast::<u8>();
+    // SAFETY: all twenty bytes lie within the packet; BPF needs no alignment.
+    unsafe {
+        let word = start.add(TTL).cast::<u16>();
+        let checksum = start.add(CHECKSUM).cast::<u16>();
+        let old = *word;
+        let [ttl, protocol] = old.to_ne_bytes();
+        let new = u16::from_ne_bytes([ttl.wrapping_add(by), protocol]);
+        *word = new;
+        *checksum = update(*checksum, old, new);
+    }
+    Ok(())
+}

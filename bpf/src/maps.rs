@@ -1,0 +1,92 @@
+//! The maps. All are pinned by name: they outlive the daemon. Their sizes here are defaults that
+//! the loader overrides from the configuration.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    helpers::bpf_ktime_get_coarse_ns,
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+};
+use oncache_abi::{
+    cache::{HostHeaders, HostWord, LocalContainer},
+    flow::{FilterWord, FlowKey, ticks},
+    reason::REASONS_PER_PROGRAM,
+    settings::{Constants, Settings},
+};
+
+/// What the daemon changes while the programs run.
+#[map]
+pub static SETTINGS: Array<Settings> = Array::pinned(1, 0);
+
+/// Counters, see `counters.rs`.
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(4 * REASONS_PER_PROGRAM, 0);
+
+/// Filter cache: flow -> what the slow path allowed.
+#[map]
+pub static FILTER: LruHashMap<FlowKey, FilterWord> = LruHashMap::pinned(65536, 0);
+
+/// Egress cache, first level: remote container address (network byte order) -> host.
+#[map]
+pub static EGRESS_IP: LruHashMap<u32, HostWord> = LruHashMap::pinned(65536, 0);
+
+/// Egress cache, second level: peer address (network byte order) -> outer headers.
+#[map]
+pub static EGRESS_HOST: HashMap<u32, HostHeaders> = HashMap::pinned(8192, BPF_F_NO_PREALLOC);
+
+/// Ingress cache: local container address (network byte order) -> its device and MAC headers.
+#[map]
+pub static INGRESS: HashMap<u32, LocalContainer> = HashMap::pinned(8192, BPF_F_NO_PREALLOC);
+
+/// Constants of this load; the loader writes them into the read-only data before the verifier
+/// runs, which then knows them as constants.
+#[unsafe(no_mangle)]
+static CONSTANTS: Constants = Constants {
+    host: 0,
+    underlay: 0,
+    network: 0,
+    netmask: 0,
+    vni: 0,
+    mark_mask: 0,
+    mtu: 0,
+    port: 0,
+    vtep: [0; 6],
+    gateway: [0; 6],
+    reserved: [0; 2],
+};
+
+/// One field of the constants.
+macro_rules! constant {
+    ($field:ident) => {
+        $crate::maps::volatile(&raw const (*$crate::maps::constants()).$field)
+    };
+}
+pub(crate) use constant;
+
+/// The constants; read them by [`constant!`] only.
+#[inline(always)]
+pub fn constants() -> *const Constants {
+    &raw const CONSTANTS
+}
+
+/// Reads what the compiler must not take for the value in the object file.
+#[inline(always)]
+pub fn volatile<T: Copy>(field: *const T) -> T {
+    // SAFETY: called with a field of `CONSTANTS`, which is initialised and never written after
+    // load.
+    unsafe { core::ptr::read_volatile(field) }
+}
+
+/// The settings in force.
+#[inline(always)]
+pub fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0)
+}
+
+/// The present lease tick. The coarse clock (4 ms at most behind) is a few loads, not a device
+/// access.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper takes no argument and has no precondition.
+    ticks(unsafe { bpf_ktime_get_coarse_ns() })
+}

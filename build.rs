@@ -1,0 +1,127 @@
+//! Builds the eBPF programs and hands the object to the binary; names the ABI.
+//!
+//! `BPF_OBJECT=path` embeds a ready object instead. Otherwise `bpf/` is built by a Rust toolchain
+//! whose `core` sources are at hand (Debian: rustc-web, cargo-web, rust-web-src), which `BPF_CARGO`
+//! and `BPF_RUSTC` name, and by `bpf-linker` on the PATH.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// What the programs and the daemon must agree on: a change of any of these names a new pin
+/// directory, so maps of another layout are never taken over.
+const ABI_SOURCES: [&str; 2] = ["bpf/abi/src", "bpf/src/maps.rs"];
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    for variable in ["BPF_OBJECT", "BPF_CARGO", "BPF_RUSTC"] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    for watched in ["bpf/src", "bpf/abi", "bpf/Cargo.toml", "bpf/Cargo.lock"] {
+        println!("cargo:rerun-if-changed={watched}");
+    }
+    println!("cargo:rustc-env=ONCACHE_ABI={:016x}", abi_hash());
+
+    let embedded =
+        PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("oncache.bpf.o");
+    let object = match env::var_os("BPF_OBJECT") {
+        Some(ready) => PathBuf::from(ready),
+        None => build_programs(),
+    };
+    println!("cargo:rerun-if-changed={}", object.display());
+    if let Err(error) = fs::copy(&object, &embedded) {
+        panic!("cannot read the eBPF object {}: {error}", object.display());
+    }
+}
+
+/// Builds `bpf/` and returns the object's path.
+fn build_programs() -> PathBuf {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let target = out.join("bpf");
+    let cargo = env::var("BPF_CARGO").unwrap_or_else(|_| "/usr/bin/cargo".into());
+    let rustc = env::var("BPF_RUSTC").unwrap_or_else(|_| "/usr/bin/rustc".into());
+    // Without the last argument small copies become byte loops.
+    let flags = [
+        "-Ctarget-cpu=v3",
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+        "-Clink-arg=--disable-expand-memcpy-in-order",
+    ];
+    let mut command = Command::new(&cargo);
+    command
+        .current_dir("bpf")
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "-Zbuild-std=core",
+            "--target",
+        ])
+        .arg("bpfel-unknown-none")
+        .arg("--target-dir")
+        .arg(&target);
+    // The outer cargo's settings are for another toolchain and target.
+    for (name, _) in env::vars_os() {
+        let name = name.to_string_lossy();
+        let keep = ["CARGO_HOME", "CARGO_NET_OFFLINE"].contains(&&*name)
+            || name.starts_with("CARGO_HTTP_")
+            || name.starts_with("CARGO_REGISTRIES_")
+            || name.starts_with("CARGO_SOURCE_");
+        let foreign = name.starts_with("CARGO")
+            || name.starts_with("RUSTC")
+            || name.starts_with("RUSTUP_TOOLCHAIN")
+            || name == "RUSTFLAGS"
+            || name == "RUSTDOCFLAGS";
+        if foreign && !keep {
+            command.env_remove(&*name);
+        }
+    }
+    command
+        .env("RUSTC", &rustc)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    match command.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!(
+            "building the eBPF programs in bpf/ failed: {status}; see the messages above, and README.md, \"Building\", for the toolchain"
+        ),
+        Err(error) => panic!(
+            "cannot run {cargo}: {error}; install Debian's rustc-web, cargo-web and rust-web-src, or name another toolchain by BPF_CARGO and BPF_RUSTC, or a ready object by BPF_OBJECT"
+        ),
+    }
+    target.join("bpfel-unknown-none/release/oncache")
+}
+
+/// FNV-1a over the ABI's sources, file by file in the order of their names.
+fn abi_hash() -> u64 {
+    let mut files = Vec::new();
+    for source in ABI_SOURCES {
+        collect(Path::new(source), &mut files);
+    }
+    files.sort();
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for file in files {
+        let bytes = fs::read(&file)
+            .unwrap_or_else(|error| panic!("cannot read {}: {error}", file.display()));
+        for byte in bytes {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+    hash
+}
+
+fn collect(path: &Path, files: &mut Vec<PathBuf>) {
+    if path.is_dir() {
+        let entries = fs::read_dir(path)
+            .unwrap_or_else(|error| panic!("cannot list {}: {error}", path.display()));
+        for entry in entries {
+            let entry =
+                entry.unwrap_or_else(|error| panic!("cannot list {}: {error}", path.display()));
+            collect(&entry.path(), files);
+        }
+    } else {
+        files.push(path.to_owned());
+    }
+}

@@ -1,0 +1,292 @@
+//! Attaching the programs to devices.
+//!
+//! By tcx links where the kernel has them (6.6 and later): pinned, replaced atomically, gone with
+//! their device. Elsewhere by filters on a clsact qdisc, at a fixed priority and handle, so that a
+//! later daemon finds and replaces them.
+
+use std::{
+    io, mem,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType,
+        links::{FdLink, LinkError, PinnedLink},
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
+    },
+    sys::SyscallError,
+    util::KernelVersion,
+};
+use oncache_abi::reason::Program;
+use serde::Serialize;
+
+use super::{Datapath, DatapathError, chain, pins};
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// tcx links.
+    Tcx,
+    /// Filters on a clsact qdisc.
+    Clsact,
+}
+
+impl AttachMode {
+    /// What this kernel offers.
+    #[must_use]
+    pub fn detect() -> Self {
+        let tcx = KernelVersion::new(6, 6, 0);
+        if KernelVersion::current().is_ok_and(|kernel| kernel >= tcx) {
+            Self::Tcx
+        } else {
+            Self::Clsact
+        }
+    }
+}
+
+/// Priority of our filters on a clsact qdisc: behind those that are set by hand (49152 and down).
+const CLSACT_PRIORITY: u16 = 0xcace;
+/// Handle of our filters.
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// A program on a device, as found pinned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Attachment {
+    /// The device's name.
+    pub device: String,
+    /// The program's name.
+    pub program: String,
+    /// The kernel's program ID.
+    pub program_id: u32,
+    /// The kernel's link ID.
+    pub link_id: u32,
+}
+
+/// Where a program is attached on its device.
+const fn hook(program: Program) -> TcAttachType {
+    match program {
+        Program::Egress | Program::Ingress => TcAttachType::Ingress,
+        Program::EgressInit | Program::IngressInit => TcAttachType::Egress,
+    }
+}
+
+/// The programs of the underlay device: the learner before the one that uses what is learned.
+pub const UNDERLAY: [Program; 2] = [Program::EgressInit, Program::Ingress];
+/// The programs of a container's host-side device.
+pub const CONTAINER: [Program; 2] = [Program::IngressInit, Program::Egress];
+
+fn pin(root: &Path, device: &str, program: Program) -> PathBuf {
+    pins::links(root).join(format!("{device}.{}", program.name()))
+}
+
+impl Datapath {
+    /// Attaches `programs` to `device`, or replaces those of an earlier load that are on it.
+    /// Returns whether a clsact qdisc was made for it.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Attach`] with the kernel's answer.
+    pub fn attach(&mut self, device: &str, programs: [Program; 2]) -> Result<bool, DatapathError> {
+        let mut made_clsact = false;
+        for program in programs {
+            match self.mode {
+                AttachMode::Tcx => self.attach_tcx(device, program)?,
+                AttachMode::Clsact => made_clsact |= self.attach_clsact(device, program)?,
+            }
+        }
+        Ok(made_clsact)
+    }
+
+    fn loaded(&mut self, program: Program) -> Result<&mut SchedClassifier, DatapathError> {
+        let name = program.name();
+        self.programs
+            .program_mut(name)
+            .ok_or(DatapathError::Missing(name))?
+            .try_into()
+            .map_err(|source| DatapathError::Program {
+                program: name,
+                source,
+            })
+    }
+
+    fn attach_tcx(&mut self, device: &str, program: Program) -> Result<(), DatapathError> {
+        let path = pin(&self.root, device, program);
+        let failed = |reason: String| DatapathError::Attach {
+            program: program.name(),
+            device: device.to_owned(),
+            reason,
+        };
+        let loaded = self.loaded(program)?;
+        match PinnedLink::from_pin(&path) {
+            Ok(pinned) => {
+                let link: SchedClassifierLink = FdLink::from(pinned)
+                    .try_into()
+                    .map_err(|error: LinkError| failed(chain(&error)))?;
+                if let Ok(id) = loaded.attach_to_link(link) {
+                    // The pin keeps the link; only this process's descriptor closes.
+                    drop(loaded.take_link(id));
+                    return Ok(());
+                }
+                // The device of the link is gone, and another one has its name.
+                pins::remove(&path)?;
+            }
+            Err(LinkError::SyscallError(SyscallError { io_error, .. }))
+                if io_error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(chain(&error))),
+        }
+        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = loaded
+            .attach_with_options(device, hook(program), order)
+            .map_err(|error| failed(chain(&error)))?;
+        let link = loaded
+            .take_link(id)
+            .map_err(|error| failed(chain(&error)))?;
+        let link: FdLink = link
+            .try_into()
+            .map_err(|error: LinkError| failed(chain(&error)))?;
+        link.pin(&path).map_err(|error| failed(chain(&error)))?;
+        Ok(())
+    }
+
+    fn attach_clsact(&mut self, device: &str, program: Program) -> Result<bool, DatapathError> {
+        let failed = |reason: String| DatapathError::Attach {
+            program: program.name(),
+            device: device.to_owned(),
+            reason,
+        };
+        let made = match tc::qdisc_add_clsact(device) {
+            Ok(()) => true,
+            Err(error) if is_there_already(&error) => false,
+            Err(error) => return Err(failed(chain(&error))),
+        };
+        let loaded = self.loaded(program)?;
+        let options = NlOptions {
+            priority: CLSACT_PRIORITY,
+            handle: CLSACT_HANDLE,
+            classid: None,
+        };
+        let fresh =
+            loaded.attach_with_options(device, hook(program), TcAttachOptions::Netlink(options));
+        let id = match fresh {
+            Ok(id) => id,
+            Err(first) => {
+                let link = SchedClassifierLink::attached(
+                    device,
+                    hook(program),
+                    CLSACT_PRIORITY,
+                    CLSACT_HANDLE,
+                    None,
+                )
+                .map_err(|error| failed(error.to_string()))?;
+                loaded.attach_to_link(link).map_err(|error| {
+                    failed(format!(
+                        "{}; replacing it: {}",
+                        chain(&first),
+                        chain(&error)
+                    ))
+                })?
+            }
+        };
+        let link = loaded
+            .take_link(id)
+            .map_err(|error| failed(chain(&error)))?;
+        // Dropped, it would take the filter away; the filter has to outlive the daemon.
+        mem::forget(link);
+        Ok(made)
+    }
+
+    /// Takes our programs off `device`; no error where there are none.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`] of the first program that stayed, after all were tried.
+    pub fn detach(&self, device: &str) -> Result<(), DatapathError> {
+        detach(&self.root, device)
+    }
+
+    /// Every pinned link below the root.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Pin`] if the bpffs can't be read.
+    pub fn attachments(&self) -> Result<Vec<Attachment>, DatapathError> {
+        attachments(&self.root)
+    }
+}
+
+/// Takes our programs off `device`, whoever loaded them. See [`Datapath::detach`].
+///
+/// # Errors
+///
+/// As [`Datapath::detach`].
+pub fn detach(root: &Path, device: &str) -> Result<(), DatapathError> {
+    let mut first = Ok(());
+    for program in Program::ALL {
+        let unpinned = pins::remove(&pin(root, device, program));
+        // Finding no filter, qdisc or device is what was wanted.
+        let unfiltered = match tc::qdisc_detach_program(device, hook(program), program.name()) {
+            Ok(()) => Ok(()),
+            Err(error) if is_absent(&error) => Ok(()),
+            Err(error) => Err(DatapathError::Attach {
+                program: program.name(),
+                device: device.to_owned(),
+                reason: format!("detach: {}", chain(&error)),
+            }),
+        };
+        first = first.and(unpinned).and(unfiltered);
+    }
+    first
+}
+
+/// Names of devices that have pinned links below `root`.
+///
+/// # Errors
+///
+/// [`DatapathError::Pin`] if the bpffs can't be read.
+pub fn attachments(root: &Path) -> Result<Vec<Attachment>, DatapathError> {
+    let mut found = Vec::new();
+    for name in pins::names(&pins::links(root))? {
+        let Some((device, program)) = name.rsplit_once('.') else {
+            continue;
+        };
+        let Ok(pinned) = PinnedLink::from_pin(pins::links(root).join(&name)) else {
+            continue;
+        };
+        let Ok(info) = FdLink::from(pinned).info() else {
+            continue;
+        };
+        found.push(Attachment {
+            device: device.to_owned(),
+            program: program.to_owned(),
+            program_id: info.program_id(),
+            link_id: info.id(),
+        });
+    }
+    found.sort_by(|a, b| (&a.device, &a.program).cmp(&(&b.device, &b.program)));
+    Ok(found)
+}
+
+fn raw_os_error(error: &TcError) -> Option<i32> {
+    match error {
+        TcError::NetlinkError(error) => error.raw_os_error(),
+        TcError::IoError(error) => error.raw_os_error(),
+        _ => None,
+    }
+}
+
+fn is_there_already(error: &TcError) -> bool {
+    matches!(error, TcError::AlreadyAttached)
+        || raw_os_error(error) == Some(nix::errno::Errno::EEXIST as i32)
+}
+
+fn is_absent(error: &TcError) -> bool {
+    use nix::errno::Errno;
+    if let TcError::IoError(error) = error
+        && error.kind() == io::ErrorKind::NotFound
+    {
+        return true;
+    }
+    let absent = [Errno::ENOENT, Errno::EINVAL, Errno::ENODEV, Errno::ENXIO];
+    raw_os_error(error).is_some_and(|code| absent.iter().any(|errno| *errno as i32 == code))
+}

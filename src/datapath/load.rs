@@ -1,0 +1,80 @@
+//! Loading the programs over the pinned maps.
+
+use std::path::Path;
+
+use aya::{
+    EbpfLoader,
+    maps::{Array, HashMap, Map, PerCpuArray},
+    programs::SchedClassifier,
+};
+use oncache_abi::{reason::Program, settings::Constants};
+
+use super::{AttachMode, Datapath, DatapathError, map_error, pins};
+
+/// The programs, built from `bpf/` (see `build.rs`). ELF sections are read at 8-byte alignment.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/oncache.bpf.o"));
+
+/// Sizes of the maps, in entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Filter cache: flows. The egress cache has as many container addresses.
+    pub flows: u32,
+}
+
+impl Datapath {
+    /// Loads the programs with `constants` over the maps pinned below `root`, which are made where
+    /// they are not there. Attaches nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`]: no bpffs, or the kernel refused a map or program.
+    pub fn load(
+        root: &Path,
+        constants: &Constants,
+        sizes: Sizes,
+        mode: AttachMode,
+    ) -> Result<Self, DatapathError> {
+        let maps = pins::maps(root, sizes);
+        pins::create(&maps)?;
+        pins::create(&pins::links(root))?;
+        let mut programs = EbpfLoader::new()
+            .override_global("CONSTANTS", constants, true)
+            .map_max_entries("FILTER", sizes.flows)
+            .map_max_entries("EGRESS_IP", sizes.flows)
+            .default_map_pin_directory(&maps)
+            .load(OBJECT)?;
+        for program in Program::ALL {
+            let name = program.name();
+            let loaded: &mut SchedClassifier = programs
+                .program_mut(name)
+                .ok_or(DatapathError::Missing(name))?
+                .try_into()
+                .map_err(|source| DatapathError::Program {
+                    program: name,
+                    source,
+                })?;
+            loaded.load().map_err(|source| DatapathError::Program {
+                program: name,
+                source,
+            })?;
+        }
+        let mut take = |name: &'static str| -> Result<Map, DatapathError> {
+            programs.take_map(name).ok_or(DatapathError::Missing(name))
+        };
+        let opened = "open";
+        Ok(Self {
+            root: root.to_owned(),
+            mode,
+            settings: Array::try_from(take("SETTINGS")?).map_err(map_error(opened, "SETTINGS"))?,
+            counters: PerCpuArray::try_from(take("COUNTERS")?)
+                .map_err(map_error(opened, "COUNTERS"))?,
+            filter: HashMap::try_from(take("FILTER")?).map_err(map_error(opened, "FILTER"))?,
+            egress_ip: HashMap::try_from(take("EGRESS_IP")?)
+                .map_err(map_error(opened, "EGRESS_IP"))?,
+            egress_host: HashMap::try_from(take("EGRESS_HOST")?)
+                .map_err(map_error(opened, "EGRESS_HOST"))?,
+            ingress: HashMap::try_from(take("INGRESS")?).map_err(map_error(opened, "INGRESS"))?,
+            programs,
+        })
+    }
+}
