@@ -1,1 +1,185 @@
 //! The only place that speaks rtnetlink.
+//!
+//! [`Netlink`] is a handle to one netlink socket, which belongs to the network namespace that it
+//! was opened in for as long as it lives (the kernel stores the namespace in the socket at
+//! `net/netlink/af_netlink.c`, `netlink_create`). Nothing here knows what the overlay is: the
+//! operations take what they need as plain data.
+
+mod addresses;
+mod errors;
+mod facts;
+mod links;
+mod namespaces;
+mod neighbours;
+mod routes;
+mod watch;
+
+use std::fmt::Display;
+
+use futures_util::StreamExt;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{AsyncSocket, TokioSocket};
+
+pub use addresses::Address;
+pub use errors::NetlinkError;
+pub use facts::host_facts;
+pub use links::{Link, VethEnd, VxlanParameters};
+pub use neighbours::{FdbEntry, Neighbour};
+pub use routes::{ROUTE_PROTOCOL, Route, RouteFilter, RouteReach};
+pub use watch::{Event, Watch};
+
+/// A link-layer address in transmission order.
+pub type Mac = [u8; 6];
+
+/// How often a dump is begun again because the table changed under it.
+const DUMP_ATTEMPTS: usize = 8;
+
+/// A connection to the kernel's rtnetlink, bound to one network namespace.
+///
+/// Clones share the socket. Every operation answers when the kernel has acknowledged it.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+}
+
+/// Displays a link-layer address as colon-separated hexadecimal bytes.
+#[must_use]
+pub fn format_mac(mac: Mac) -> String {
+    let [a, b, c, d, e, f] = mac;
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
+impl Netlink {
+    /// Opens a socket in the calling thread's network namespace and serves it on the current
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Open`] when the socket cannot be had.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn new() -> Result<Self, NetlinkError> {
+        // The type says Connection<_, TokioSocket>; its default parameter is that very socket.
+        let (mut connection, handle, _unsolicited) =
+            rtnetlink::new_connection().map_err(NetlinkError::Open)?;
+        let socket: &mut TokioSocket = connection.socket_mut();
+        let socket = socket.socket_mut();
+        // Strict: the kernel filters dumps by the header's fields instead of ignoring them
+        // (net/ipv4/fib_frontend.c, ip_valid_fib_dump_req), so that a host with a full routing
+        // table is not read whole at every reconciliation.
+        socket
+            .set_netlink_get_strict_chk(true)
+            .map_err(NetlinkError::Open)?;
+        // Refusals come with the kernel's own words, and without our request repeated before them.
+        socket.set_ext_ack(true).map_err(NetlinkError::Open)?;
+        socket.set_cap_ack(true).map_err(NetlinkError::Open)?;
+        // Otherwise success and a connection that died are the same empty answer.
+        connection.set_forward_ack(true);
+        connection.set_forward_done(true);
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Sends one request and waits for the kernel's verdict.
+    async fn change(
+        &self,
+        operation: impl Display,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<(), NetlinkError> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        let mut answers = self
+            .handle
+            .clone()
+            .request(request)
+            .map_err(|_| NetlinkError::closed(&operation))?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::Error(verdict) if verdict.code.is_none() => return Ok(()),
+                NetlinkPayload::Error(verdict) => {
+                    return Err(NetlinkError::refused(&operation, &verdict));
+                }
+                _ => {}
+            }
+        }
+        Err(NetlinkError::closed(&operation))
+    }
+
+    /// Like [`Netlink::change`], naming the device in the error. Its name is looked up only then.
+    async fn change_on(
+        &self,
+        device: u32,
+        operation: impl Display,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<(), NetlinkError> {
+        match self.change(operation, message, flags).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error.on(&self.label(device).await)),
+        }
+    }
+
+    /// Reads a whole table, again from the start if it changed meanwhile.
+    ///
+    /// The kernel marks a dump that is not one consistent state (include/net/netlink.h,
+    /// `nl_dump_check_consistent`); such a dump may lack entries that were there all the time.
+    async fn dump(
+        &self,
+        operation: &str,
+        message: RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        for _ in 0..DUMP_ATTEMPTS {
+            if let Some(entries) = self.dump_once(operation, message.clone()).await? {
+                return Ok(entries);
+            }
+        }
+        Err(NetlinkError::Interrupted {
+            operation: operation.to_owned(),
+            attempts: DUMP_ATTEMPTS,
+        })
+    }
+
+    /// One attempt of [`Netlink::dump`]: `None` when it was interrupted.
+    async fn dump_once(
+        &self,
+        operation: &str,
+        message: RouteNetlinkMessage,
+    ) -> Result<Option<Vec<RouteNetlinkMessage>>, NetlinkError> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let mut answers = self
+            .handle
+            .clone()
+            .request(request)
+            .map_err(|_| NetlinkError::closed(operation))?;
+        let mut entries = Vec::new();
+        let mut consistent = true;
+        while let Some(answer) = answers.next().await {
+            consistent &= answer.header.flags & NLM_F_DUMP_INTR == 0;
+            match answer.payload {
+                NetlinkPayload::InnerMessage(entry) => entries.push(entry),
+                NetlinkPayload::Done(end) if end.code == 0 => {
+                    return Ok(consistent.then_some(entries));
+                }
+                NetlinkPayload::Done(end) => {
+                    return Err(NetlinkError::Refused {
+                        operation: operation.to_owned(),
+                        errno: nix::errno::Errno::from_raw(end.code.saturating_abs()),
+                        reason: None,
+                    });
+                }
+                NetlinkPayload::Error(verdict) => {
+                    return Err(NetlinkError::refused(operation, &verdict));
+                }
+                // Messages were lost: the rest of this dump cannot be trusted.
+                NetlinkPayload::Overrun(_) => return Ok(None),
+                _ => {}
+            }
+        }
+        Err(NetlinkError::closed(operation))
+    }
+}

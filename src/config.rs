@@ -1,1 +1,0 @@
-//! `oncache.toml`: schema, defaults, validation with line-precise errors.

@@ -1,0 +1,153 @@
+//! `oncache.toml`: schema, defaults, validation with line-precise errors.
+//!
+//! In two stages, both pure. [`parse`] judges everything that the text alone can tell;
+//! [`ConfigFile::resolve`] fills the defaults from the host and judges what only the host can tell.
+//! Each stage reports every fault it finds, not only the first.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use serde::{Serialize, Serializer};
+
+mod consistency;
+mod facts;
+mod fault;
+mod mark_mask;
+mod resolve;
+mod schema;
+mod table;
+#[cfg(test)]
+mod tests;
+mod value;
+
+pub use facts::{DeviceFacts, HostFacts};
+pub use fault::{ConfigError, ConfigErrors};
+pub use mark_mask::{MarkMask, MarkMaskError};
+pub use resolve::VXLAN_OVERHEAD;
+pub use schema::{ConfigFile, parse};
+pub use value::check_name;
+
+/// A complete configuration: every value present and checked against the host.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Config {
+    /// This host.
+    pub node: Node,
+    /// The network of the containers.
+    pub overlay: Overlay,
+    /// The other hosts, in the order of the file.
+    pub peers: Vec<Peer>,
+    /// The fast path.
+    pub cache: Cache,
+}
+
+/// This host on the underlay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Node {
+    /// Name of this host among its peers.
+    pub name: String,
+    /// Name of the underlay device.
+    pub underlay: String,
+    /// Interface index of the underlay device.
+    pub underlay_index: u32,
+    /// MAC address of the underlay device.
+    #[serde(serialize_with = "mac_as_text")]
+    pub underlay_mac: [u8; 6],
+    /// This host's address on the underlay: the source of its VXLAN packets.
+    pub address: Ipv4Addr,
+}
+
+/// The network of the containers, over all hosts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Overlay {
+    /// The addresses of this host's containers.
+    pub subnet: Ipv4Net,
+    /// The addresses of all hosts' containers.
+    pub network: Ipv4Net,
+    /// VXLAN network identifier, 1 to 16777215.
+    pub vni: u32,
+    /// UDP destination port of VXLAN packets.
+    pub port: u16,
+    /// MTU of the containers' devices in bytes.
+    pub mtu: u32,
+}
+
+impl Overlay {
+    /// The containers' default gateway: the first usable address of [`Self::subnet`].
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Addr {
+        // No subnet ends at 255.255.255.255: the addresses from 224.0.0.0 on are refused.
+        Ipv4Addr::from(u32::from(self.subnet.network()).saturating_add(1))
+    }
+}
+
+/// Another host of the overlay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Peer {
+    /// Name of the host.
+    pub name: String,
+    /// Its address on the underlay.
+    pub address: Ipv4Addr,
+    /// The addresses of its containers.
+    pub subnet: Ipv4Net,
+}
+
+/// The fast path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cache {
+    /// Whether there is a fast path at all; without, the overlay is the slow path alone.
+    pub enabled: bool,
+    /// Entries of the filter cache.
+    pub flows: u32,
+    /// How long an entry serves before one packet must renew it by the slow path; 1 s to 10 min,
+    /// in whole milliseconds.
+    #[serde(serialize_with = "lease_as_text")]
+    pub lease: Duration,
+    /// The bits of `skb->mark` that are oncache's.
+    pub mark_mask: MarkMask,
+    /// How the programs are attached.
+    pub attach: Attach,
+}
+
+/// How the programs are attached to devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attach {
+    /// tcx links where the kernel has them, clsact otherwise.
+    #[default]
+    Auto,
+    /// tcx links (Linux 6.6): they stay when another program deletes qdiscs.
+    Tcx,
+    /// Filters of a clsact qdisc.
+    Clsact,
+}
+
+/// Reads and parses the file at `path`.
+///
+/// # Errors
+/// Every fault of the file that needs no host to see, or the one that it cannot be read.
+pub fn read(path: &Path) -> Result<ConfigFile, ConfigErrors> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(path, &text),
+        Err(error) => {
+            let mut faults = fault::Faults::new(path);
+            faults.file(&fault::refuse(
+                format!("cannot read the configuration: {error}"),
+                "give a readable UTF-8 file with --config",
+            ));
+            Err(faults.into_errors())
+        }
+    }
+}
+
+fn mac_as_text<S: Serializer>(mac: &[u8; 6], serializer: S) -> Result<S::Ok, S::Error> {
+    let [a, b, c, d, e, f] = mac;
+    serializer.collect_str(&format_args!(
+        "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"
+    ))
+}
+
+fn lease_as_text<S: Serializer>(lease: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&value::lease_text(*lease))
+}

@@ -1,0 +1,258 @@
+//! The second stage: defaults from the host, and the checks that need it.
+
+use std::net::Ipv4Addr;
+
+use super::consistency::{check_outside_overlay, check_own_address, check_own_name};
+use super::fault::{ConfigErrors, Faults, refuse};
+use super::schema::ConfigFile;
+use super::table::At;
+use super::value::{self, MTU_MIN, Mtu};
+use super::{Config, DeviceFacts, HostFacts, Node, Overlay, Peer};
+
+/// What VXLAN over IPv4 adds to an inner IP packet, in bytes: outer IPv4 20, UDP 8, VXLAN 8, inner
+/// Ethernet 14 (RFC 7348 section 5).
+pub const VXLAN_OVERHEAD: u32 = 50;
+
+impl ConfigFile {
+    /// Fills the defaults from the host that `facts` describe, and checks the file against it.
+    ///
+    /// # Errors
+    /// Every fault found, on the line of the value or, for a default, of `[node]`.
+    pub fn resolve(&self, facts: &HostFacts) -> Result<Config, ConfigErrors> {
+        let mut faults = Faults::new(&self.file);
+        let name = self.node_name(facts, &mut faults);
+        self.check_peers_elsewhere(facts, &mut faults);
+        let device = self.underlay_device(facts, &mut faults);
+        let address = device.and_then(|device| self.node_address(device, &mut faults));
+        let mtu = device.and_then(|device| self.mtu(device, &mut faults));
+        if let Some(device) = device {
+            self.check_ethernet(device, &mut faults);
+        }
+        match (name, device, address, mtu) {
+            (Some(name), Some(device), Some(address), Some(mtu)) if faults.is_empty() => {
+                Ok(self.config(name, device, address, mtu))
+            }
+            _ => Err(faults.into_errors()),
+        }
+    }
+
+    fn config(&self, name: String, device: &DeviceFacts, address: Ipv4Addr, mtu: u32) -> Config {
+        let peers = self.peers.iter().map(|peer| Peer {
+            name: peer.name.value.clone(),
+            address: peer.address.value,
+            subnet: peer.subnet.value,
+        });
+        Config {
+            node: Node {
+                name,
+                underlay: device.name.clone(),
+                underlay_index: device.index,
+                underlay_mac: device.mac,
+                address,
+            },
+            overlay: Overlay {
+                subnet: self.overlay.subnet.value,
+                network: self.overlay.network.value,
+                vni: self.overlay.vni,
+                port: self.overlay.port,
+                mtu,
+            },
+            peers: peers.collect(),
+            cache: self.cache.clone(),
+        }
+    }
+
+    fn node_name(&self, facts: &HostFacts, faults: &mut Faults) -> Option<String> {
+        if let Some(name) = &self.node.name {
+            return Some(name.value.clone());
+        }
+        let hostname = &facts.hostname;
+        if let Err(why) = value::check_name(hostname) {
+            let refusal = refuse(
+                format!("the host's name will not do: {why}"),
+                "set node.name",
+            );
+            faults.value(self.node.line, "node.name", hostname, &refusal);
+            return None;
+        }
+        check_own_name(hostname, self.peers.iter().map(|peer| &peer.name), faults);
+        Some(hostname.clone())
+    }
+
+    /// Refuses peers at an address of any device of this host, not only the underlay's: a packet
+    /// to it would never leave.
+    fn check_peers_elsewhere(&self, facts: &HostFacts, faults: &mut Faults) {
+        for device in &facts.devices {
+            for net in &device.ipv4 {
+                let whose = format!("on {}", device.name);
+                let peers = self.peers.iter().map(|peer| &peer.address);
+                check_own_address(net.addr(), &whose, peers, faults);
+            }
+        }
+    }
+
+    fn underlay_device<'f>(
+        &self,
+        facts: &'f HostFacts,
+        faults: &mut Faults,
+    ) -> Option<&'f DeviceFacts> {
+        let (name, line) = match (&self.node.underlay, &facts.default_route_device) {
+            (Some(underlay), _) => (&underlay.value, underlay.line),
+            (None, Some(device)) => (device, self.node.line),
+            (None, None) => {
+                let refusal = refuse(
+                    "not given, and there is no default route to tell it by",
+                    format!("set node.underlay to one of: {}", names(facts)),
+                );
+                faults.key(self.node.line, "node.underlay", &refusal);
+                return None;
+            }
+        };
+        let device = facts.device(name);
+        if device.is_none() {
+            let remedy = format!("name one of: {}", names(facts));
+            faults.value(
+                line,
+                "node.underlay",
+                name,
+                &refuse("no such device", remedy),
+            );
+        }
+        device
+    }
+
+    fn node_address(&self, device: &DeviceFacts, faults: &mut Faults) -> Option<Ipv4Addr> {
+        match &self.node.address {
+            Some(address) => self.given_address(address, device, faults),
+            None => self.default_address(device, faults),
+        }
+    }
+
+    fn given_address(
+        &self,
+        address: &At<Ipv4Addr>,
+        device: &DeviceFacts,
+        faults: &mut Faults,
+    ) -> Option<Ipv4Addr> {
+        if device.ipv4.iter().any(|net| net.addr() == address.value) {
+            return Some(address.value);
+        }
+        let there: Vec<String> = device
+            .ipv4
+            .iter()
+            .map(|net| net.addr().to_string())
+            .collect();
+        let remedy = if there.is_empty() {
+            format!("add the address to {}, or name another device", device.name)
+        } else {
+            format!("use one of: {}", there.join(", "))
+        };
+        let refusal = refuse(format!("not an address of {}", device.name), remedy);
+        faults.value(
+            address.line,
+            "node.address",
+            &address.value.to_string(),
+            &refusal,
+        );
+        None
+    }
+
+    fn default_address(&self, device: &DeviceFacts, faults: &mut Faults) -> Option<Ipv4Addr> {
+        let line = self
+            .node
+            .underlay
+            .as_ref()
+            .map_or(self.node.line, |underlay| underlay.line);
+        let Some(first) = device.ipv4.first() else {
+            let remedy = format!("give {} one, or name another device", device.name);
+            let refusal = refuse("the device has no IPv4 address", remedy);
+            faults.value(line, "node.underlay", &device.name, &refusal);
+            return None;
+        };
+        let address = first.addr();
+        if let Some(kind) = value::not_unicast(address) {
+            let refusal = refuse(
+                format!(
+                    "the device's first address {address} is {kind}, not the address of a host"
+                ),
+                "set node.address, or name another device",
+            );
+            faults.value(line, "node.underlay", &device.name, &refusal);
+            return None;
+        }
+        let at = At {
+            value: address,
+            line,
+        };
+        check_outside_overlay("node.address", &at, Some(&self.overlay.network), faults);
+        Some(address)
+    }
+
+    fn mtu(&self, device: &DeviceFacts, faults: &mut Faults) -> Option<u32> {
+        // A loopback device has 65536; no IPv4 packet is longer than 65535 (RFC 791).
+        let underlay_mtu = device.mtu.min(u32::from(u16::MAX));
+        let largest = underlay_mtu.saturating_sub(VXLAN_OVERHEAD);
+        let asked = &self.overlay.mtu;
+        if largest < MTU_MIN {
+            let refusal = refuse(
+                format!(
+                    "underlay MTU {} of {} is too small: less {VXLAN_OVERHEAD} for VXLAN it \
+                     leaves {largest}, IPv4 needs {MTU_MIN}",
+                    device.mtu, device.name
+                ),
+                format!("raise it to at least {}", MTU_MIN + VXLAN_OVERHEAD),
+            );
+            faults.value(asked.line, "overlay.mtu", &mtu_text(asked.value), &refusal);
+            return None;
+        }
+        match asked.value {
+            Mtu::Bytes(bytes) if bytes > largest => {
+                let refusal = refuse(
+                    format!(
+                        "larger than {largest}, what underlay MTU {} of {} leaves after \
+                         {VXLAN_OVERHEAD} for VXLAN",
+                        device.mtu, device.name
+                    ),
+                    format!("write \"auto\" or at most {largest}"),
+                );
+                faults.value(asked.line, "overlay.mtu", &bytes.to_string(), &refusal);
+                None
+            }
+            Mtu::Bytes(bytes) => Some(bytes),
+            Mtu::Auto => Some(largest),
+        }
+    }
+
+    /// The fast path writes the outer Ethernet header itself, so the underlay must have one. The
+    /// slow path alone gets by with any device that routes.
+    fn check_ethernet(&self, device: &DeviceFacts, faults: &mut Faults) {
+        if self.cache.enabled && device.mac == [0; 6] {
+            let line = self
+                .node
+                .underlay
+                .as_ref()
+                .map_or(self.node.line, |underlay| underlay.line);
+            let refusal = refuse(
+                "the device has no MAC address, and the fast path needs Ethernet",
+                "name an Ethernet device, or set cache.enabled = false",
+            );
+            faults.value(line, "node.underlay", &device.name, &refusal);
+        }
+    }
+}
+
+fn mtu_text(mtu: Mtu) -> String {
+    match mtu {
+        Mtu::Auto => "auto".to_owned(),
+        Mtu::Bytes(bytes) => bytes.to_string(),
+    }
+}
+
+fn names(facts: &HostFacts) -> String {
+    let names: Vec<&str> = facts
+        .devices
+        .iter()
+        .map(|device| device.name.as_str())
+        .collect();
+    names.join(", ")
+}

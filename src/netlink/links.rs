@@ -1,0 +1,357 @@
+//! Network devices.
+
+use std::{
+    net::Ipv4Addr,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{
+        InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    },
+};
+use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan};
+
+use super::{Mac, Netlink, NetlinkError};
+
+/// A network device as the kernel describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The device's name.
+    pub name: String,
+    /// The interface index.
+    pub index: u32,
+    /// MTU in bytes, without the link layer's header.
+    pub mtu: u32,
+    /// The link-layer address, if it is of six bytes.
+    pub mac: Option<Mac>,
+    /// Set up by the administrator (`IFF_UP`), whether or not there is a carrier.
+    pub up: bool,
+    /// The interface index of the bridge or bond that this is a port of.
+    pub controller: Option<u32>,
+    /// The driver's name (`bridge`, `vxlan`, `veth`); none for hardware and loopback.
+    pub kind: Option<String>,
+    /// The free text of `ip link set alias`.
+    pub alias: Option<String>,
+    /// The parameters of a VXLAN device.
+    pub vxlan: Option<VxlanParameters>,
+}
+
+/// What makes a VXLAN device the one it is. The kernel lets none of it change later, except
+/// `learning` (drivers/net/vxlan/vxlan_core.c, `vxlan_nl2conf`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VxlanParameters {
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// The outer source address.
+    pub local: Option<Ipv4Addr>,
+    /// The outer UDP destination port, host byte order.
+    pub port: u16,
+    /// Whether received packets teach the forwarding table.
+    pub learning: bool,
+    /// Whether the outer UDP checksum is filled in over IPv4.
+    pub udp_csum: bool,
+    /// The interface index of the device that carries the outer packets.
+    pub link: Option<u32>,
+}
+
+/// One end of a veth pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VethEnd<'a> {
+    /// The device's name, at most 15 bytes.
+    pub name: &'a str,
+    /// The link-layer address.
+    pub mac: Mac,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+impl Netlink {
+    /// All devices of the namespace.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the table cannot be read.
+    pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let entries = self
+            .dump(
+                "list devices",
+                RouteNetlinkMessage::GetLink(LinkMessage::default()),
+            )
+            .await?;
+        Ok(entries.into_iter().filter_map(parse).collect())
+    }
+
+    /// The device with this name, if there is one.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the table cannot be read.
+    pub async fn link_by_name(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
+        Ok(self
+            .links()
+            .await?
+            .into_iter()
+            .find(|link| link.name == name))
+    }
+
+    /// Creates a VXLAN device, down. The FDB is nobody's but the caller's: nothing is flooded
+    /// because there is no default destination.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the device.
+    pub async fn create_vxlan(
+        &self,
+        name: &str,
+        mac: Mac,
+        mtu: u32,
+        parameters: VxlanParameters,
+    ) -> Result<(), NetlinkError> {
+        let mut builder = LinkVxlan::new(name, parameters.vni)
+            .port(parameters.port)
+            .learning(parameters.learning)
+            // Said even if false: absent means on over IPv4 (drivers/net/vxlan/vxlan_core.c,
+            // vxlan_nl2conf: VXLAN_F_UDP_ZERO_CSUM_TX is set by this attribute alone).
+            .udp_csum(parameters.udp_csum)
+            .address(mac.to_vec())
+            .mtu(mtu);
+        if let Some(local) = parameters.local {
+            builder = builder.local(local);
+        }
+        if let Some(link) = parameters.link {
+            builder = builder.dev(link);
+        }
+        self.create(name, builder.build()).await
+    }
+
+    /// Creates a bridge, down, without spanning tree.
+    ///
+    /// The address is given at creation because the bridge otherwise takes the lowest of its ports'
+    /// addresses and changes it as they come and go (net/bridge/br_stp_if.c,
+    /// `br_stp_recalculate_bridge_id`). The MTU is the kernel's to choose until
+    /// [`Netlink::set_mtu`] fixes it.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the device.
+    pub async fn create_bridge(&self, name: &str, mac: Mac) -> Result<(), NetlinkError> {
+        let message = LinkMessageBuilder::<LinkBridge>::new(name)
+            .address(mac.to_vec())
+            .build();
+        self.create(name, message).await
+    }
+
+    /// Creates a veth pair, both ends down, one end here and the other directly in another network
+    /// namespace: at no moment does a device of that name show here.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the device; nothing is left behind.
+    pub async fn create_veth(
+        &self,
+        here: VethEnd<'_>,
+        alias: &str,
+        there: VethEnd<'_>,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<(), NetlinkError> {
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(there.name)
+            .address(there.mac.to_vec())
+            .mtu(there.mtu)
+            .setns_by_fd(namespace.as_raw_fd())
+            .build();
+        let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth)
+            .name(here.name)
+            .address(here.mac.to_vec())
+            .mtu(here.mtu)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+        self.create(here.name, message).await?;
+        // IFLA_IFALIAS is silently ignored at creation (net/core/rtnetlink.c, rtnl_create_link).
+        let named = async {
+            let index = self.index_of(here.name).await?;
+            self.set_alias(index, alias).await
+        };
+        if let Err(error) = named.await {
+            // Without its alias the device is nobody's: take it away rather than leak it. Why that
+            // fails would only hide the first reason.
+            if let Ok(index) = self.index_of(here.name).await {
+                let _ = self.delete_link(index).await;
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Sets a device up (or down).
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the device.
+    pub async fn set_up(&self, device: u32, up: bool) -> Result<(), NetlinkError> {
+        let builder = LinkMessageBuilder::<LinkUnspec>::new();
+        let builder = if up { builder.up() } else { builder.down() };
+        self.set(device, if up { "up" } else { "down" }, builder)
+            .await
+    }
+
+    /// Sets a device's MTU in bytes.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the device.
+    pub async fn set_mtu(&self, device: u32, mtu: u32) -> Result<(), NetlinkError> {
+        let builder = LinkMessageBuilder::<LinkUnspec>::new().mtu(mtu);
+        self.set(device, &format!("mtu {mtu}"), builder).await
+    }
+
+    /// Sets a device's link-layer address.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the device.
+    pub async fn set_mac(&self, device: u32, mac: Mac) -> Result<(), NetlinkError> {
+        let builder = LinkMessageBuilder::<LinkUnspec>::new().address(mac.to_vec());
+        let what = format!("address {}", super::format_mac(mac));
+        self.set(device, &what, builder).await
+    }
+
+    /// Makes a device a port of a bridge, or of none.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the device.
+    pub async fn set_controller(
+        &self,
+        device: u32,
+        controller: Option<u32>,
+    ) -> Result<(), NetlinkError> {
+        let builder =
+            LinkMessageBuilder::<LinkUnspec>::new().controller(controller.unwrap_or_default());
+        let what = match controller {
+            Some(controller) => format!("controller #{controller}"),
+            None => "no controller".to_owned(),
+        };
+        self.set(device, &what, builder).await
+    }
+
+    /// Sets a device's alias, a free text of at most 255 bytes.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the device.
+    pub async fn set_alias(&self, device: u32, alias: &str) -> Result<(), NetlinkError> {
+        let builder = LinkMessageBuilder::<LinkUnspec>::new().alias(alias);
+        self.set(device, &format!("alias {alias:?}"), builder).await
+    }
+
+    /// Deletes a device, with its peer if it is one end of a pair.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the device; [`NetlinkError::is_absent`] if it was not there.
+    pub async fn delete_link(&self, device: u32) -> Result<(), NetlinkError> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new()
+            .index(device)
+            .build();
+        self.change_on(device, "delete", RouteNetlinkMessage::DelLink(message), 0)
+            .await
+    }
+
+    /// The index of the device with this name.
+    ///
+    /// # Errors
+    /// [`NetlinkError::NoDevice`] if there is none.
+    pub async fn index_of(&self, name: &str) -> Result<u32, NetlinkError> {
+        match self.link_by_name(name).await? {
+            Some(link) => Ok(link.index),
+            None => Err(NetlinkError::NoDevice {
+                operation: format!("look up device {name}"),
+            }),
+        }
+    }
+
+    /// The name of a device for messages; its index if it has gone.
+    pub(super) async fn label(&self, device: u32) -> String {
+        let links = self.links().await.unwrap_or_default();
+        links
+            .into_iter()
+            .find(|link| link.index == device)
+            .map_or_else(|| format!("#{device}"), |link| link.name)
+    }
+
+    async fn create(&self, name: &str, message: LinkMessage) -> Result<(), NetlinkError> {
+        self.change(
+            format_args!("create device {name}"),
+            RouteNetlinkMessage::NewLink(message),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+        .await
+    }
+
+    async fn set(
+        &self,
+        device: u32,
+        what: &str,
+        builder: LinkMessageBuilder<LinkUnspec>,
+    ) -> Result<(), NetlinkError> {
+        let message = builder.index(device).build();
+        let operation = format_args!("set {what}");
+        self.change_on(device, operation, RouteNetlinkMessage::SetLink(message), 0)
+            .await
+    }
+}
+
+fn parse(entry: RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(message) = entry else {
+        return None;
+    };
+    let mut link = Link {
+        name: String::new(),
+        index: message.header.index,
+        mtu: 0,
+        mac: None,
+        up: message.header.flags.contains(LinkFlags::Up),
+        controller: None,
+        kind: None,
+        alias: None,
+        vxlan: None,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
+            LinkAttribute::Controller(index) => link.controller = Some(index),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+                        LinkInfo::Data(InfoData::Vxlan(data)) => {
+                            link.vxlan = Some(parse_vxlan(&data));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn parse_vxlan(data: &[InfoVxlan]) -> VxlanParameters {
+    let mut parameters = VxlanParameters {
+        vni: 0,
+        local: None,
+        port: 0,
+        learning: false,
+        udp_csum: false,
+        link: None,
+    };
+    for attribute in data {
+        match attribute {
+            InfoVxlan::Id(vni) => parameters.vni = *vni,
+            InfoVxlan::Local(address) => parameters.local = Some(*address),
+            InfoVxlan::Port(port) => parameters.port = *port,
+            InfoVxlan::Learning(learning) => parameters.learning = *learning,
+            InfoVxlan::UDPCsum(filled) => parameters.udp_csum = *filled,
+            InfoVxlan::Link(index) => parameters.link = Some(*index),
+            _ => {}
+        }
+    }
+    parameters
+}
