@@ -7,3 +7,4 @@
 pub mod config;
 pub mod netlink;
 pub mod overlay;
+pub mod probe;
