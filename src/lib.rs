@@ -8,3 +8,4 @@ pub mod config;
 pub mod datapath;
 pub mod netlink;
 pub mod overlay;
+pub mod probe;
