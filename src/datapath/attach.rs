@@ -77,7 +77,18 @@ pub const UNDERLAY: [Program; 2] = [Program::EgressInit, Program::Ingress];
 pub const CONTAINER: [Program; 2] = [Program::IngressInit, Program::Egress];
 
 fn pin(root: &Path, device: &str, program: Program) -> PathBuf {
-    pins::links(root).join(format!("{device}.{}", program.name()))
+    pins::links(root).join(format!("{}:{}", escape(device), program.name()))
+}
+
+/// A device's name as part of a file name: the bpffs refuses names with dots (kernel/bpf/inode.c,
+/// `bpf_lookup`), which VLAN devices have.
+fn escape(device: &str) -> String {
+    device.replace('%', "%25").replace('.', "%2e")
+}
+
+/// Undoes [`escape`].
+fn unescape(name: &str) -> String {
+    name.replace("%2e", ".").replace("%25", "%")
 }
 
 impl Datapath {
@@ -247,7 +258,7 @@ pub fn detach(root: &Path, device: &str) -> Result<(), DatapathError> {
 pub fn attachments(root: &Path) -> Result<Vec<Attachment>, DatapathError> {
     let mut found = Vec::new();
     for name in pins::names(&pins::links(root))? {
-        let Some((device, program)) = name.rsplit_once('.') else {
+        let Some((device, program)) = name.rsplit_once(':') else {
             continue;
         };
         let Ok(pinned) = PinnedLink::from_pin(pins::links(root).join(&name)) else {
@@ -257,7 +268,7 @@ pub fn attachments(root: &Path) -> Result<Vec<Attachment>, DatapathError> {
             continue;
         };
         found.push(Attachment {
-            device: device.to_owned(),
+            device: unescape(device),
             program: program.to_owned(),
             program_id: info.program_id(),
             link_id: info.id(),
@@ -289,4 +300,18 @@ fn is_absent(error: &TcError) -> bool {
     }
     let absent = [Errno::ENOENT, Errno::EINVAL, Errno::ENODEV, Errno::ENXIO];
     raw_os_error(error).is_some_and(|code| absent.iter().any(|errno| *errno as i32 == code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pin_names_have_no_dots_and_come_back() {
+        for device in ["eth1", "eth0.100", "a%2eb.c", "%25."] {
+            let name = escape(device);
+            assert!(!name.contains('.'), "{name}");
+            assert_eq!(unescape(&name), device);
+        }
+    }
 }

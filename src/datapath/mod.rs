@@ -3,7 +3,7 @@
 //! Everything lives below one bpffs directory and outlives the daemon:
 //!
 //! ```text
-//! /sys/fs/bpf/oncache/links/<device>.<program>       tcx links
+//! /sys/fs/bpf/oncache/links/<device>:<program>       tcx links
 //! /sys/fs/bpf/oncache/maps/<abi>-<flows>/<MAP>       maps of one layout and size
 //! ```
 //!

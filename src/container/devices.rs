@@ -1,0 +1,196 @@
+//! A container's device pair: one end a port of the bridge, the other inside.
+
+use std::{net::Ipv4Addr, os::fd::AsFd as _};
+
+use ipnet::Ipv4Net;
+
+use super::{ContainerError, namespace};
+use crate::{
+    netlink::{Mac, Netlink, NetlinkError, Route, VethEnd},
+    overlay::names::{BRIDGE, container_mac},
+    state::Container,
+};
+
+/// What host-side devices' names begin with: a container's name follows.
+const NAMED: &str = "onc-";
+/// What they begin with where the container's name does not fit: a hash of it follows.
+const HASHED: &str = "onc_";
+
+/// The largest length of a device name (include/uapi/linux/if.h, `IFNAMSIZ` less the NUL).
+const NAME_LENGTH: usize = 15;
+
+/// The name of the host-side device of the container called `name`: the name itself where it fits
+/// and is a device name, else a hash of it (FNV-1a).
+#[must_use]
+pub fn host_device(name: &str) -> String {
+    let fits = NAMED.len() + name.len() <= NAME_LENGTH
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+    if fits {
+        return format!("{NAMED}{name}");
+    }
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in name.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    format!("{HASHED}{:011x}", hash >> 20)
+}
+
+/// Whether a device is one that [`host_device`] names: if no record knows it, it is a leftover.
+#[must_use]
+pub fn is_host_device(device: &str) -> bool {
+    device.starts_with(NAMED) || device.starts_with(HASHED)
+}
+
+/// MAC address of the host-side end: locally administered, made of the container's address. Given
+/// at creation, so that no network manager thinks of one.
+fn port_mac(container: Ipv4Addr) -> Mac {
+    let [a, b, c, d] = container.octets();
+    [0x0a, 0x70, a, b, c, d]
+}
+
+/// What a container is connected to.
+#[derive(Clone, Copy, Debug)]
+pub struct Attachment {
+    /// This host's subnet.
+    pub subnet: Ipv4Net,
+    /// The containers' gateway.
+    pub gateway: Ipv4Addr,
+    /// MTU of both ends in bytes.
+    pub mtu: u32,
+}
+
+/// Makes the pair, connects it to the bridge and configures the inner end. Returns the ifindex of
+/// the host-side end. Nothing is left behind on failure.
+///
+/// # Errors
+///
+/// [`ContainerError`] naming container and step.
+pub async fn connect(
+    netlink: &Netlink,
+    name: &str,
+    container: &Container,
+    attachment: Attachment,
+) -> Result<u32, ContainerError> {
+    let inside = namespace::open(&container.netns)?;
+    let failed = |source| ContainerError::Netlink { name: name.to_owned(), source };
+    let here = VethEnd {
+        name: &container.device,
+        mac: port_mac(container.ip),
+        mtu: attachment.mtu,
+    };
+    let there = VethEnd {
+        name: &container.ifname,
+        mac: container_mac(container.ip),
+        mtu: attachment.mtu,
+    };
+    let alias = format!("oncache container {name}");
+    netlink.create_veth(here, &alias, there, inside.as_fd()).await.map_err(failed)?;
+    let configured = async {
+        let index = netlink.index_of(&container.device).await?;
+        let bridge = netlink.index_of(BRIDGE).await?;
+        netlink.set_controller(index, Some(bridge)).await?;
+        netlink.set_up(index, true).await?;
+        let inner = Netlink::in_namespace(inside.as_fd()).await?;
+        configure_inside(&inner, container, attachment).await?;
+        Ok::<_, NetlinkError>(index)
+    }
+    .await;
+    match configured {
+        Ok(index) => Ok(index),
+        Err(error) => {
+            // Why the removal fails would only hide the first reason.
+            let _ = remove_device(netlink, &container.device).await;
+            Err(failed(error))
+        }
+    }
+}
+
+async fn configure_inside(
+    inner: &Netlink,
+    container: &Container,
+    attachment: Attachment,
+) -> Result<(), NetlinkError> {
+    let loopback = inner.index_of("lo").await?;
+    inner.set_up(loopback, true).await?;
+    let device = inner.index_of(&container.ifname).await?;
+    let prefix = attachment.subnet.prefix_len();
+    let address = Ipv4Net::new(container.ip, prefix).unwrap_or(Ipv4Net::from(container.ip));
+    inner.add_address(device, address).await?;
+    inner.set_up(device, true).await?;
+    let mut default = Route::own(Ipv4Net::default(), device);
+    default.gateway = Some(attachment.gateway);
+    inner.add_route(&default).await
+}
+
+/// Puts the host-side end of a container right where somebody changed it: port of the bridge, up,
+/// with the overlay's MTU. Returns its ifindex and whether anything was changed; `None` where the
+/// device is gone.
+///
+/// # Errors
+///
+/// [`ContainerError::Netlink`].
+pub async fn mend(
+    netlink: &Netlink,
+    name: &str,
+    container: &Container,
+    mtu: u32,
+) -> Result<Option<(u32, bool)>, ContainerError> {
+    let mended = async {
+        let links = netlink.links().await?;
+        let Some(device) = links.iter().find(|link| link.name == container.device) else {
+            return Ok(None);
+        };
+        let bridge = links.iter().find(|link| link.name == BRIDGE).map(|link| link.index);
+        let mut changed = false;
+        if device.controller != bridge && bridge.is_some() {
+            netlink.set_controller(device.index, bridge).await?;
+            changed = true;
+        }
+        if device.mtu != mtu {
+            netlink.set_mtu(device.index, mtu).await?;
+            changed = true;
+        }
+        if !device.up {
+            netlink.set_up(device.index, true).await?;
+            changed = true;
+        }
+        Ok::<_, NetlinkError>(Some((device.index, changed)))
+    };
+    mended
+        .await
+        .map_err(|source| ContainerError::Netlink { name: name.to_owned(), source })
+}
+
+/// Removes a device pair by its host-side end; no error where it is gone.
+///
+/// # Errors
+///
+/// [`NetlinkError`].
+pub async fn remove_device(netlink: &Netlink, device: &str) -> Result<(), NetlinkError> {
+    let Some(link) = netlink.link_by_name(device).await? else { return Ok(()) };
+    match netlink.delete_link(link.index).await {
+        Err(error) if !error.is_absent() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_names_show_in_the_device() {
+        assert_eq!(host_device("web"), "onc-web");
+        assert_eq!(host_device("a2345678901"), "onc-a2345678901");
+    }
+
+    #[test]
+    fn other_names_are_hashed_and_fit() {
+        for name in ["a23456789012", "with.dot", &"x".repeat(63)] {
+            let device = host_device(name);
+            assert_eq!(device.len(), NAME_LENGTH, "{device}");
+            assert!(device.starts_with(HASHED) && is_host_device(&device), "{device}");
+        }
+        assert_ne!(host_device("with.dot"), host_device("with.dof"));
+    }
+}

@@ -1,0 +1,45 @@
+//! Containers: their namespaces, device pairs and addresses.
+
+pub mod addresses;
+pub mod devices;
+pub mod namespace;
+
+use thiserror::Error;
+
+use crate::netlink::NetlinkError;
+
+pub use addresses::AddressError;
+pub use namespace::NamespaceError;
+
+/// A container could not be connected or disconnected.
+#[derive(Debug, Error)]
+pub enum ContainerError {
+    /// No such container.
+    #[error("container {0}: not known here; `oncache container list` shows those that are")]
+    Unknown(String),
+    /// The name is taken.
+    #[error("container {0}: exists already; delete it first or choose another name")]
+    Exists(String),
+    /// A name that can't be used.
+    #[error("container {name:?}: {reason}")]
+    BadName {
+        /// The name as given.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No address.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The namespace.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// A device, address or route of the container.
+    #[error("container {name}: {source}")]
+    Netlink {
+        /// The container.
+        name: String,
+        /// The operation and the kernel's answer.
+        source: NetlinkError,
+    },
+}

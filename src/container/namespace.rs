@@ -1,0 +1,111 @@
+//! Named network namespaces, as `ip netns` makes them: a bind mount of the namespace on a file
+//! below `/run/netns`.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+};
+use thiserror::Error;
+
+/// Where named namespaces are.
+pub const DIRECTORY: &str = "/run/netns";
+
+/// A named namespace could not be made or removed.
+#[derive(Debug, Error)]
+#[error("{action} network namespace {path}: {source}{advice}")]
+pub struct NamespaceError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+    advice: &'static str,
+}
+
+fn failed(action: &'static str, path: &Path, advice: &'static str) -> impl Fn(io::Error) -> NamespaceError {
+    move |source| NamespaceError { action, path: path.to_owned(), source, advice }
+}
+
+/// The path of the namespace called `name`.
+#[must_use]
+pub fn path(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(name)
+}
+
+/// Makes a namespace at `path`.
+///
+/// # Errors
+///
+/// [`NamespaceError`]; nothing is left behind. A file that is there already is an error: the
+/// namespace is somebody else's.
+pub fn create(path: &Path) -> Result<(), NamespaceError> {
+    share_directory().map_err(failed("prepare the directory of", path, ""))?;
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .map_err(failed("create", path, "; name an existing one by --netns"))?;
+    let target = path.to_owned();
+    // A thread of its own: unshare() moves the calling thread for good.
+    let made = thread::spawn(move || -> io::Result<()> {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        let own = Path::new("/proc/thread-self/ns/net");
+        mount(Some(own), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        Ok(())
+    })
+    .join()
+    .unwrap_or_else(|_| Err(io::Error::other("the thread that makes it died")));
+    made.map_err(|error| {
+        // The file is ours, made above, and nothing is mounted on it.
+        let _ = fs::remove_file(path);
+        failed("create", path, "")(error)
+    })
+}
+
+/// Removes the namespace at `path`; no error where it is gone already. Processes in it keep it
+/// alive, nameless.
+///
+/// # Errors
+///
+/// [`NamespaceError`].
+pub fn remove(path: &Path) -> Result<(), NamespaceError> {
+    // Not mounted (EINVAL) or not there (ENOENT) is as wanted.
+    let _ = umount2(path, MntFlags::MNT_DETACH);
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed("remove", path, "")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Opens the namespace at `path`.
+///
+/// # Errors
+///
+/// [`NamespaceError`].
+pub fn open(path: &Path) -> Result<File, NamespaceError> {
+    File::open(path).map_err(failed("open", path, "; does the container still run?"))
+}
+
+/// Makes [`DIRECTORY`] a shared mount, as `ip netns` does (iproute2, ip/ipnetns.c, `netns_add`): a
+/// namespace made here then shows in mount namespaces that were copied before.
+fn share_directory() -> io::Result<()> {
+    let directory = Path::new(DIRECTORY);
+    fs::create_dir_all(directory)?;
+    let share = || {
+        let flags = MsFlags::MS_SHARED | MsFlags::MS_REC;
+        mount(None::<&str>, directory, None::<&str>, flags, None::<&str>)
+    };
+    if share().is_err() {
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+        mount(Some(directory), directory, None::<&str>, flags, None::<&str>)?;
+        share()?;
+    }
+    Ok(())
+}
