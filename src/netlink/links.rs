@@ -88,11 +88,17 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError`] when the table cannot be read.
     pub async fn link_by_name(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
-        Ok(self
-            .links()
-            .await?
-            .into_iter()
-            .find(|link| link.name == name))
+        let mut request = LinkMessage::default();
+        request.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        let operation = format_args!("look up device {name}");
+        match self
+            .get(operation, RouteNetlinkMessage::GetLink(request))
+            .await
+        {
+            Ok(entry) => Ok(parse(entry)),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Creates a VXLAN device, down. The FDB is nobody's but the caller's: nothing is flooded

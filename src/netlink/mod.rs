@@ -28,7 +28,7 @@ pub use errors::NetlinkError;
 pub use facts::host_facts;
 pub use links::{Link, VethEnd, VxlanParameters};
 pub use neighbours::{FdbEntry, Neighbour};
-pub use routes::{ROUTE_PROTOCOL, Route, RouteFilter, RouteReach};
+pub use routes::{MAIN_TABLE, ROUTE_PROTOCOL, Route, RouteFilter, RouteReach};
 pub use watch::{Event, Watch};
 
 /// A link-layer address in transmission order.
@@ -121,6 +121,32 @@ impl Netlink {
             Ok(()) => Ok(()),
             Err(error) => Err(error.on(&self.label(device).await)),
         }
+    }
+
+    /// Reads one object.
+    async fn get(
+        &self,
+        operation: impl Display,
+        message: RouteNetlinkMessage,
+    ) -> Result<RouteNetlinkMessage, NetlinkError> {
+        let mut request = NetlinkMessage::from(message);
+        // Without NLM_F_ACK: the object itself is the answer.
+        request.header.flags = NLM_F_REQUEST;
+        let mut answers = self
+            .handle
+            .clone()
+            .request(request)
+            .map_err(|_| NetlinkError::closed(&operation))?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(object) => return Ok(object),
+                NetlinkPayload::Error(verdict) => {
+                    return Err(NetlinkError::refused(&operation, &verdict));
+                }
+                _ => {}
+            }
+        }
+        Err(NetlinkError::closed(&operation))
     }
 
     /// Reads a whole table, again from the start if it changed meanwhile.

@@ -19,8 +19,8 @@ use super::{Netlink, NetlinkError};
 /// `RTPROT_STATIC`); this one is not in iproute2's table of names.
 pub const ROUTE_PROTOCOL: u8 = 79;
 
-/// The main routing table.
-const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+/// The number of the main routing table.
+pub const MAIN_TABLE: u32 = 254;
 
 /// How far the destination of a route is (rtnetlink's scope).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -155,17 +155,21 @@ impl Netlink {
         .await
     }
 
-    /// Removes a route; one that differs in gateway, device, source, metric or protocol stays.
+    /// Removes a route of any scope; one that differs in gateway, device, source, metric, table or
+    /// protocol stays.
     ///
     /// # Errors
     /// [`NetlinkError`] naming the route and its device; [`NetlinkError::is_absent`] if it was not
     /// there.
     pub async fn delete_route(&self, route: &Route) -> Result<(), NetlinkError> {
         let operation = format!("delete route {route}");
+        let mut pattern = message(route);
+        // Any scope (net/ipv4/fib_trie.c, fib_table_delete).
+        pattern.header.scope = RouteScope::NoWhere;
         self.change_on(
             route.device,
             operation,
-            RouteNetlinkMessage::DelRoute(message(route)),
+            RouteNetlinkMessage::DelRoute(pattern),
             0,
         )
         .await

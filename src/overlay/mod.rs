@@ -1,1 +1,14 @@
 //! The slow path: VXLAN device, bridge, routes, neighbours and FDB to peers, nftables.
+//!
+//! [`wanted`] says what it should be, [`diff`](mod@diff) what is to be done about the difference,
+//! and [`reconcile`](mod@reconcile) does it; [`teardown`](mod@teardown) undoes it.
+
+pub mod diff;
+pub mod names;
+pub mod nftables;
+pub mod reconcile;
+mod ruleset;
+pub mod step;
+pub mod sysctl;
+pub mod teardown;
+pub mod wanted;

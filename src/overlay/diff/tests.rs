@@ -1,0 +1,327 @@
+use super::*;
+use crate::overlay::wanted::tests::{MARKS, config};
+
+fn wanted() -> WantedOverlay {
+    WantedOverlay::new(&config(), MARKS)
+}
+
+fn link(name: &str, kind: &str, mac: Mac) -> Link {
+    Link {
+        name: name.into(),
+        index: 9,
+        mtu: 1450,
+        mac: Some(mac),
+        up: true,
+        controller: None,
+        kind: Some(kind.into()),
+        alias: None,
+        vxlan: None,
+    }
+}
+
+/// The host as it is when everything is as wanted.
+fn settled(wanted: &WantedOverlay) -> Observed {
+    let mut vxlan = link("oncache-vx0", "vxlan", wanted.vxlan.mac);
+    vxlan.vxlan = Some(wanted.vxlan.parameters);
+    Observed {
+        bridge: Some(link("oncache0", "bridge", wanted.bridge.mac)),
+        vxlan: Some(vxlan),
+        addresses: vec![ObservedAddress {
+            address: wanted.bridge.address,
+            secondary: false,
+        }],
+        routes: wanted.routes.clone(),
+        neighbours: wanted
+            .neighbours
+            .iter()
+            .map(|entry| ObservedNeighbour {
+                address: entry.address,
+                mac: Some(entry.mac),
+                permanent: true,
+            })
+            .collect(),
+        fdb: wanted
+            .fdb
+            .iter()
+            .map(|entry| ObservedFdb {
+                mac: entry.mac,
+                host: Some(entry.host),
+                permanent: true,
+            })
+            .collect(),
+        settings: wanted
+            .settings
+            .iter()
+            .map(|setting| (setting.key.clone(), setting.value.clone()))
+            .collect(),
+        ipv6: true,
+        table: Some(wanted.table.fingerprint()),
+    }
+}
+
+/// The steps that mend one deviation, as text.
+fn mend(deviate: impl FnOnce(&mut Observed)) -> Vec<String> {
+    let wanted = wanted();
+    let mut observed = settled(&wanted);
+    deviate(&mut observed);
+    let steps = diff(&wanted, &observed);
+    steps.iter().map(ToString::to_string).collect()
+}
+
+fn edit(link: &mut Option<Link>, change: impl FnOnce(&mut Link)) {
+    change(link.as_mut().expect("a link"));
+}
+
+#[test]
+fn a_settled_host_needs_nothing() {
+    assert_eq!(mend(|_| {}), [""; 0]);
+}
+
+#[test]
+fn an_empty_host_gets_everything_in_order() {
+    let wanted = wanted();
+    let observed = Observed {
+        ipv6: true,
+        ..Observed::default()
+    };
+    let steps: Vec<String> = diff(&wanted, &observed)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        steps,
+        [
+            "create bridge oncache0 address 0a:62:0a:2a:01:01",
+            "create VXLAN device oncache-vx0 vni 42",
+            "set oncache0 mtu 1450",
+            "set net/ipv6/conf/oncache0/disable_ipv6 = 1",
+            "set net/ipv4/conf/oncache0/forwarding = 1",
+            "set net/ipv6/conf/oncache-vx0/disable_ipv6 = 1",
+            "set net/ipv4/conf/oncache-vx0/forwarding = 1",
+            "set net/ipv4/conf/oncache0/send_redirects = 0",
+            "set oncache0 up",
+            "set oncache-vx0 up",
+            "add address 10.42.1.1/24 dev oncache0",
+            "replace neighbour 10.42.2.0 lladdr 0a:6f:c0:a8:32:0c dev oncache-vx0",
+            "replace neighbour 10.42.3.0 lladdr 0a:6f:c0:a8:32:0d dev oncache-vx0",
+            "replace forwarding entry 0a:6f:c0:a8:32:0c dst 192.168.50.12 dev oncache-vx0",
+            "replace forwarding entry 0a:6f:c0:a8:32:0d dst 192.168.50.13 dev oncache-vx0",
+            "add route 10.42.2.0/24 via 10.42.2.0 dev oncache-vx0",
+            "add route 10.42.3.0/24 via 10.42.3.0 dev oncache-vx0",
+            "replace table inet oncache",
+            "set net/netfilter/nf_conntrack_tcp_be_liberal = 1",
+        ]
+    );
+}
+
+#[test]
+fn a_kernel_without_ipv6_is_not_asked_to_disable_it() {
+    let steps = mend(|host| {
+        host.ipv6 = false;
+        host.settings.retain(|key, _| !key.starts_with("net/ipv6"));
+    });
+    assert_eq!(steps, [""; 0]);
+}
+
+#[test]
+fn what_can_change_in_a_device_is_changed() {
+    let up = mend(|host| edit(&mut host.bridge, |link| link.up = false));
+    assert_eq!(up, ["set oncache0 up"]);
+    let mtu = mend(|host| edit(&mut host.vxlan, |link| link.mtu = 1500));
+    assert_eq!(mtu, ["set oncache-vx0 mtu 1450"]);
+    let mac = mend(|host| edit(&mut host.bridge, |link| link.mac = Some([2; 6])));
+    assert_eq!(mac, ["set oncache0 address 0a:62:0a:2a:01:01"]);
+    let port = mend(|host| edit(&mut host.vxlan, |link| link.controller = Some(9)));
+    assert_eq!(port, ["release oncache-vx0 from its controller"]);
+}
+
+#[test]
+fn a_vxlan_device_that_cannot_change_is_made_anew_with_all_that_hung_on_it() {
+    type Change = fn(&mut crate::netlink::VxlanParameters);
+    let changes: [Change; 6] = [
+        |parameters| parameters.vni = 43,
+        |parameters| parameters.local = None,
+        |parameters| parameters.port = 8472,
+        |parameters| parameters.link = Some(4),
+        |parameters| parameters.learning = true,
+        |parameters| parameters.udp_csum = true,
+    ];
+    for change in changes {
+        let steps = mend(|host| {
+            edit(&mut host.vxlan, |link| {
+                change(link.vxlan.as_mut().expect("parameters"));
+            });
+        });
+        assert_eq!(steps[0], "delete device oncache-vx0");
+        assert_eq!(steps[1], "create VXLAN device oncache-vx0 vni 42");
+        let with = |text: &str| steps.iter().filter(|step| step.starts_with(text)).count();
+        assert_eq!(with("set net/"), 2, "{steps:?}");
+        assert_eq!(with("set oncache-vx0 up"), 1, "{steps:?}");
+        assert_eq!(with("replace neighbour"), 2, "{steps:?}");
+        assert_eq!(with("replace forwarding entry"), 2, "{steps:?}");
+        assert_eq!(with("add route"), 2, "{steps:?}");
+        assert_eq!(steps.len(), 11, "{steps:?}");
+    }
+}
+
+#[test]
+fn a_foreign_device_under_our_name_is_replaced() {
+    let steps = mend(|host| {
+        edit(&mut host.bridge, |link| link.kind = Some("veth".into()));
+        host.addresses.clear();
+    });
+    assert_eq!(steps[0], "delete device oncache0");
+    assert_eq!(steps[1], "create bridge oncache0 address 0a:62:0a:2a:01:01");
+    // The routes named the bridge's address as their source and went with it.
+    assert!(steps.contains(&"add route 10.42.2.0/24 via 10.42.2.0 dev oncache-vx0".into()));
+}
+
+#[test]
+fn each_lost_entry_is_one_step() {
+    assert_eq!(
+        mend(|host| drop(host.routes.remove(0))),
+        ["add route 10.42.2.0/24 via 10.42.2.0 dev oncache-vx0"]
+    );
+    assert_eq!(
+        mend(|host| drop(host.neighbours.remove(1))),
+        ["replace neighbour 10.42.3.0 lladdr 0a:6f:c0:a8:32:0d dev oncache-vx0"]
+    );
+    assert_eq!(
+        mend(|host| drop(host.fdb.remove(1))),
+        ["replace forwarding entry 0a:6f:c0:a8:32:0d dst 192.168.50.13 dev oncache-vx0"]
+    );
+    assert_eq!(
+        mend(|host| host.table = None),
+        ["replace table inet oncache"]
+    );
+    let key = sysctl::TCP_BE_LIBERAL;
+    assert_eq!(
+        mend(|host| drop(host.settings.insert(key.into(), "0".into()))),
+        ["set net/netfilter/nf_conntrack_tcp_be_liberal = 1"]
+    );
+    assert_eq!(
+        mend(|host| drop(host.settings.remove("net/ipv4/conf/oncache0/forwarding"))),
+        ["set net/ipv4/conf/oncache0/forwarding = 1"]
+    );
+}
+
+#[test]
+fn each_changed_entry_is_one_step() {
+    assert_eq!(
+        mend(|host| host.routes[0].source = None),
+        ["replace route 10.42.2.0/24 via 10.42.2.0 dev oncache-vx0"]
+    );
+    assert_eq!(
+        mend(|host| host.neighbours[0].mac = Some([2; 6])),
+        ["replace neighbour 10.42.2.0 lladdr 0a:6f:c0:a8:32:0c dev oncache-vx0"]
+    );
+    assert_eq!(
+        mend(|host| host.neighbours[0].permanent = false),
+        ["replace neighbour 10.42.2.0 lladdr 0a:6f:c0:a8:32:0c dev oncache-vx0"]
+    );
+    assert_eq!(
+        mend(|host| host.fdb[0].host = Some(Ipv4Addr::LOCALHOST)),
+        ["replace forwarding entry 0a:6f:c0:a8:32:0c dst 192.168.50.12 dev oncache-vx0"]
+    );
+    assert_eq!(
+        mend(|host| {
+            let table = host.table.as_mut().expect("a table");
+            table.rules[0].1 = "oncache:other".into();
+        }),
+        ["replace table inet oncache"]
+    );
+    assert_eq!(
+        mend(|host| host.table.as_mut().expect("a table").foreign = 1),
+        ["replace table inet oncache"]
+    );
+}
+
+#[test]
+fn what_is_ours_and_not_wanted_goes() {
+    assert_eq!(
+        mend(|host| {
+            let mut route = host.routes[0];
+            route.destination = "10.42.9.0/24".parse().expect("a network");
+            host.routes.push(route);
+        }),
+        ["delete route 10.42.9.0/24 dev oncache-vx0"]
+    );
+    assert_eq!(
+        mend(|host| {
+            let mut route = host.routes[0];
+            route.metric = 7;
+            host.routes.push(route);
+        }),
+        ["delete route 10.42.2.0/24 dev oncache-vx0"]
+    );
+    let address = Ipv4Addr::new(10, 42, 9, 0);
+    let neighbour = |permanent| ObservedNeighbour {
+        address,
+        mac: Some([2; 6]),
+        permanent,
+    };
+    assert_eq!(
+        mend(|host| host.neighbours.push(neighbour(true))),
+        ["delete neighbour 10.42.9.0 dev oncache-vx0"]
+    );
+    // What the kernel is resolving is not ours.
+    assert_eq!(mend(|host| host.neighbours.push(neighbour(false))), [""; 0]);
+    assert_eq!(
+        mend(|host| host.fdb.push(ObservedFdb {
+            mac: [2; 6],
+            host: Some(address),
+            permanent: true,
+        })),
+        ["delete forwarding entry 02:02:02:02:02:02 dst 10.42.9.0 dev oncache-vx0"]
+    );
+}
+
+#[test]
+fn a_second_destination_of_a_peer_goes_and_the_right_one_stays() {
+    let stray = |host: &Observed| ObservedFdb {
+        host: Some(Ipv4Addr::LOCALHOST),
+        ..host.fdb[0]
+    };
+    assert_eq!(
+        mend(|host| host.fdb.insert(0, stray(host))),
+        ["delete forwarding entry 0a:6f:c0:a8:32:0c dst 127.0.0.1 dev oncache-vx0"]
+    );
+}
+
+#[test]
+fn a_changed_gateway_takes_the_routes_with_it() {
+    let steps = mend(|host| {
+        host.addresses[0].address = "10.42.1.254/24".parse().expect("an address");
+        for route in &mut host.routes {
+            route.source = Some(Ipv4Addr::new(10, 42, 1, 254));
+        }
+    });
+    assert_eq!(
+        steps,
+        [
+            "delete address 10.42.1.254/24 dev oncache0",
+            "add address 10.42.1.1/24 dev oncache0",
+            "add route 10.42.2.0/24 via 10.42.2.0 dev oncache-vx0",
+            "add route 10.42.3.0/24 via 10.42.3.0 dev oncache-vx0",
+        ]
+    );
+}
+
+#[test]
+fn a_secondary_gateway_is_dragged_along_and_comes_back() {
+    let steps = mend(|host| {
+        host.addresses[0].secondary = true;
+        host.addresses.push(ObservedAddress {
+            address: "10.42.1.254/24".parse().expect("an address"),
+            secondary: false,
+        });
+    });
+    assert_eq!(
+        steps[..2],
+        [
+            "delete address 10.42.1.254/24 dev oncache0",
+            "add address 10.42.1.1/24 dev oncache0",
+        ]
+    );
+    assert_eq!(steps.len(), 4, "{steps:?}");
+}

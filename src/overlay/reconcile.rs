@@ -1,0 +1,289 @@
+//! Makes the host what the configuration wants, and says what it took.
+
+use std::{collections::HashMap, fmt};
+
+use super::{
+    diff::{Observed, ObservedAddress, ObservedFdb, ObservedNeighbour, diff},
+    names::{self, Device},
+    nftables::{self, TableError},
+    step::Step,
+    sysctl::{SysctlError, Sysctls},
+    wanted::{OverlayRoute, WantedOverlay},
+};
+use crate::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL, Route, RouteFilter, RouteReach};
+
+/// One step, or the look at the host before it, failed.
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    /// By rtnetlink.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// By nft.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// By /proc/sys.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+}
+
+/// Some steps could not be taken; the others were.
+#[derive(Debug, thiserror::Error)]
+pub struct ReconcileErrors {
+    /// The steps that succeeded, in order.
+    pub done: Vec<Step>,
+    /// What failed, in order. Not empty.
+    pub failures: Vec<OverlayError>,
+}
+
+impl fmt::Display for ReconcileErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        one_line(f, &self.failures)
+    }
+}
+
+/// Errors, separated by semicolons.
+pub(super) fn one_line<E: fmt::Display>(f: &mut fmt::Formatter<'_>, errors: &[E]) -> fmt::Result {
+    for (position, error) in errors.iter().enumerate() {
+        if position > 0 {
+            f.write_str("; ")?;
+        }
+        write!(f, "{error}")?;
+    }
+    Ok(())
+}
+
+/// Looks at the host, computes the difference and applies it.
+///
+/// `netlink` and the calling thread must be in the same network namespace: nft and /proc/sys follow
+/// the thread. Returns the steps taken, none if the host was as wanted.
+///
+/// # Errors
+/// [`ReconcileErrors`]. A step that fails does not keep the others from being taken, unless it is
+/// one that makes or removes a device.
+pub async fn reconcile(
+    netlink: &Netlink,
+    sysctls: &Sysctls,
+    wanted: &WantedOverlay,
+) -> Result<Vec<Step>, ReconcileErrors> {
+    let mut done = Vec::new();
+    let mut failures = Vec::new();
+    let steps = match observe(netlink, sysctls, wanted).await {
+        Ok(observed) => diff(wanted, &observed),
+        Err(error) => {
+            failures.push(error);
+            return Err(ReconcileErrors { done, failures });
+        }
+    };
+    for mut step in steps {
+        let founds_others = matches!(
+            step,
+            Step::DeleteDevice(_) | Step::CreateBridge(_) | Step::CreateVxlan(_)
+        );
+        match apply(netlink, sysctls, wanted, &mut step).await {
+            Ok(()) => done.push(step),
+            Err(error) => {
+                failures.push(error);
+                if founds_others {
+                    break;
+                }
+            }
+        }
+    }
+    if failures.is_empty() {
+        Ok(done)
+    } else {
+        Err(ReconcileErrors { done, failures })
+    }
+}
+
+/// Looks at what on the host is ours.
+///
+/// # Errors
+/// [`OverlayError`] when a table cannot be read.
+pub async fn observe(
+    netlink: &Netlink,
+    sysctls: &Sysctls,
+    wanted: &WantedOverlay,
+) -> Result<Observed, OverlayError> {
+    let links = netlink.links().await?;
+    let find = |name: &str| links.iter().find(|link| link.name == name).cloned();
+    let bridge = find(names::BRIDGE);
+    let vxlan = find(names::VXLAN);
+    let bridge_index = bridge.as_ref().map(|link| link.index);
+    let vxlan_index = vxlan.as_ref().map(|link| link.index);
+
+    let mut observed = Observed {
+        ipv6: sysctls.has_ipv6(),
+        table: nftables::list_table().await?,
+        settings: settings(sysctls, wanted)?,
+        ..Observed::default()
+    };
+    let routes = netlink
+        .routes(RouteFilter::Protocol(ROUTE_PROTOCOL))
+        .await?;
+    observed.routes = routes
+        .iter()
+        .filter_map(|route| {
+            let device = match Some(route.device) {
+                index if index == bridge_index => Device::Bridge,
+                index if index == vxlan_index => Device::Vxlan,
+                _ => return None,
+            };
+            Some(overlay_route(route, device))
+        })
+        .collect();
+    if bridge.is_some() {
+        let addresses = netlink.addresses().await?;
+        let ours = addresses
+            .iter()
+            .filter(|entry| Some(entry.device) == bridge_index);
+        observed.addresses = ours
+            .map(|entry| ObservedAddress {
+                address: entry.address,
+                secondary: entry.secondary,
+            })
+            .collect();
+    }
+    if let Some(device) = vxlan_index {
+        let neighbours = netlink.neighbours().await?;
+        let ours = neighbours.iter().filter(|entry| entry.device == device);
+        observed.neighbours = ours
+            .map(|entry| ObservedNeighbour {
+                address: entry.address,
+                mac: entry.mac,
+                permanent: entry.permanent,
+            })
+            .collect();
+        observed.fdb = netlink
+            .fdb(device)
+            .await?
+            .iter()
+            .map(|entry| ObservedFdb {
+                mac: entry.mac,
+                host: entry.host,
+                permanent: entry.permanent,
+            })
+            .collect();
+    }
+    observed.bridge = bridge;
+    observed.vxlan = vxlan;
+    Ok(observed)
+}
+
+fn settings(
+    sysctls: &Sysctls,
+    wanted: &WantedOverlay,
+) -> Result<HashMap<String, String>, SysctlError> {
+    let mut present = HashMap::new();
+    for setting in &wanted.settings {
+        if let Some(value) = sysctls.read(&setting.key)? {
+            present.insert(setting.key.clone(), value);
+        }
+    }
+    Ok(present)
+}
+
+async fn apply(
+    netlink: &Netlink,
+    sysctls: &Sysctls,
+    wanted: &WantedOverlay,
+    step: &mut Step,
+) -> Result<(), OverlayError> {
+    let index = |device: Device| netlink.index_of(device.name());
+    match step {
+        Step::DeleteDevice(device) => {
+            let deleted = netlink.delete_link(index(*device).await?).await;
+            absent_is_done(deleted)?;
+        }
+        Step::CreateBridge(mac) => netlink.create_bridge(names::BRIDGE, *mac).await?,
+        Step::CreateVxlan(vxlan) => {
+            let created =
+                netlink.create_vxlan(names::VXLAN, vxlan.mac, vxlan.mtu, vxlan.parameters);
+            created.await?;
+        }
+        Step::Release(device) => netlink.set_controller(index(*device).await?, None).await?,
+        Step::SetMac(device, mac) => netlink.set_mac(index(*device).await?, *mac).await?,
+        Step::SetMtu(device, mtu) => netlink.set_mtu(index(*device).await?, *mtu).await?,
+        Step::SetUp(device) => netlink.set_up(index(*device).await?, true).await?,
+        Step::Set { setting, before } => {
+            // Read now, not when the host was looked at: conntrack's settings come with the table.
+            *before = sysctls.read(&setting.key)?;
+            sysctls.write(&setting.key, &setting.value)?;
+        }
+        Step::DeleteAddress(address) => {
+            let device = index(Device::Bridge).await?;
+            absent_is_done(netlink.delete_address(device, *address).await)?;
+        }
+        Step::AddAddress(address) => {
+            netlink
+                .add_address(index(Device::Bridge).await?, *address)
+                .await?;
+        }
+        Step::DeleteRoute(route) => {
+            let route = kernel_route(route, index(route.device).await?);
+            absent_is_done(netlink.delete_route(&route).await)?;
+        }
+        Step::AddRoute(route) => {
+            let route = kernel_route(route, index(route.device).await?);
+            netlink.add_route(&route).await?;
+        }
+        Step::ReplaceRoute(route) => {
+            let route = kernel_route(route, index(route.device).await?);
+            netlink.replace_route(&route).await?;
+        }
+        Step::DeleteNeighbour(address) => {
+            let device = index(Device::Vxlan).await?;
+            absent_is_done(netlink.delete_neighbour(device, *address).await)?;
+        }
+        Step::ReplaceNeighbour(neighbour) => {
+            let device = index(Device::Vxlan).await?;
+            netlink
+                .replace_neighbour(device, neighbour.address, neighbour.mac)
+                .await?;
+        }
+        Step::DeleteFdb(mac, host) => {
+            let device = index(Device::Vxlan).await?;
+            absent_is_done(netlink.delete_fdb(device, *mac, *host).await)?;
+        }
+        Step::ReplaceFdb(entry) => {
+            let device = index(Device::Vxlan).await?;
+            netlink.replace_fdb(device, entry.mac, entry.host).await?;
+        }
+        Step::ReplaceTable => nftables::apply_table(&wanted.table).await?,
+    }
+    Ok(())
+}
+
+/// Somebody else was quicker to remove what we wanted removed.
+pub(super) fn absent_is_done(outcome: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
+    match outcome {
+        Err(error) if error.is_absent() => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn overlay_route(route: &Route, device: Device) -> OverlayRoute {
+    OverlayRoute {
+        destination: route.destination,
+        gateway: route.gateway,
+        device,
+        onlink: route.onlink,
+        source: route.source,
+        metric: route.metric,
+        table: route.table,
+    }
+}
+
+fn kernel_route(route: &OverlayRoute, device: u32) -> Route {
+    Route {
+        destination: route.destination,
+        gateway: route.gateway,
+        device,
+        onlink: route.onlink,
+        source: route.source,
+        reach: RouteReach::Universe,
+        metric: route.metric,
+        table: route.table,
+        protocol: ROUTE_PROTOCOL,
+    }
+}

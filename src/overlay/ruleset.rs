@@ -1,0 +1,333 @@
+//! The rules of the table `inet oncache`, as nft takes them in.
+
+use std::borrow::Cow;
+
+use ipnet::Ipv4Net;
+use nftables::{
+    expr::{
+        BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField,
+        Prefix, SetItem,
+    },
+    schema::{Chain, NfCmd, NfListObject, NfObject, Nftables, Rule, Table},
+    stmt::{Accept, Mangle, Match, Operator, Statement},
+    types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
+};
+
+use super::{
+    names::{BRIDGE, VXLAN},
+    nftables::{Fingerprint, TABLE, fingerprint},
+};
+
+/// Priority of the chain that adds the est mark: behind `filter` (0) and `security` (50), where
+/// rules that refuse packets are (include/uapi/linux/netfilter_ipv4.h, `enum nf_ip_hook_priorities`).
+const ESTABLISHED_PRIORITY: i32 = 100;
+/// `NF_IP_PRI_NAT_SRC`.
+const SOURCE_NAT_PRIORITY: i32 = 100;
+
+/// Which bits of `skb->mark` the est-mark rule reads and sets, host byte order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks {
+    /// A packet that has any of these missed the fast path and may be learned from.
+    pub miss: u32,
+    /// These say that conntrack holds its flow established.
+    pub est: u32,
+}
+
+/// The table as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedTable {
+    chains: Vec<Chain<'static>>,
+    rules: Vec<Rule<'static>>,
+}
+
+impl WantedTable {
+    /// The table for containers of `subnet`, of all those of `network`.
+    #[must_use]
+    pub fn new(subnet: Ipv4Net, network: Ipv4Net, marks: Marks) -> Self {
+        let between = |from, to| vec![iifname(from), oifname(to), accept()];
+        let rules = vec![
+            rule("forward", between(BRIDGE, VXLAN)),
+            rule("forward", between(VXLAN, BRIDGE)),
+            rule("forward", vec![iifname(BRIDGE), accept()]),
+            rule(
+                "forward",
+                vec![
+                    oifname(BRIDGE),
+                    ct_state(&["established", "related"]),
+                    accept(),
+                ],
+            ),
+            rule("established", established(marks)),
+            rule(
+                "postrouting",
+                vec![
+                    compare(address("saddr"), Operator::EQ, prefix(subnet)),
+                    compare(address("daddr"), Operator::NEQ, prefix(network)),
+                    compare(meta(MetaKey::Oifname), Operator::NEQ, text(BRIDGE)),
+                    Statement::Masquerade(None),
+                ],
+            ),
+        ];
+        let filter = Some(NfChainType::Filter);
+        Self {
+            chains: vec![
+                chain("forward", filter, NfHook::Forward, 0),
+                chain("established", filter, NfHook::Forward, ESTABLISHED_PRIORITY),
+                chain(
+                    "postrouting",
+                    Some(NfChainType::NAT),
+                    NfHook::Postrouting,
+                    SOURCE_NAT_PRIORITY,
+                ),
+            ],
+            rules,
+        }
+    }
+
+    /// What [`list_table`] returns when the kernel has this table.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        let objects = self.chains.iter().cloned().map(NfListObject::Chain);
+        let rules = self.rules.iter().cloned().map(NfListObject::Rule);
+        let listing = Nftables {
+            objects: objects.chain(rules).map(NfObject::ListObject).collect(),
+        };
+        // The types are the crate's own, without maps of non-string keys: they always serialise.
+        serde_json::to_string(&listing)
+            .ok()
+            .and_then(|json| fingerprint(&json).ok())
+            .unwrap_or_default()
+    }
+
+    /// One transaction that leaves exactly this table, whatever was there: a table is added so that
+    /// deleting cannot fail, and no packet sees the moment between.
+    pub(super) fn transaction(&self) -> Nftables<'static> {
+        let table = || NfListObject::Table(table());
+        let mut commands = vec![
+            NfCmd::Add(table()),
+            NfCmd::Delete(table()),
+            NfCmd::Add(table()),
+        ];
+        commands.extend(
+            self.chains
+                .iter()
+                .cloned()
+                .map(|chain| NfCmd::Add(NfListObject::Chain(chain))),
+        );
+        commands.extend(
+            self.rules
+                .iter()
+                .cloned()
+                .map(|rule| NfCmd::Add(NfListObject::Rule(rule))),
+        );
+        batch(commands)
+    }
+}
+
+/// The est-mark rule. Established is conntrack's word that packets passed in both directions. A flow
+/// whose addresses are rewritten is never marked: its packets are another flow on the other side,
+/// and what is learned here would be applied without the rewriting.
+fn established(marks: Marks) -> Vec<Statement<'static>> {
+    let ours = || {
+        Expression::Named(NamedExpression::Set(
+            [BRIDGE, VXLAN]
+                .map(|name| SetItem::Element(text(name)))
+                .into(),
+        ))
+    };
+    let rewritten = Expression::List(vec![text("snat"), text("dnat")]);
+    let mark = || meta(MetaKey::Mark);
+    vec![
+        compare(meta(MetaKey::Iifname), Operator::EQ, ours()),
+        compare(meta(MetaKey::Oifname), Operator::EQ, ours()),
+        ct_state(&["established"]),
+        compare(
+            and(ct("status"), rewritten),
+            Operator::EQ,
+            Expression::Number(0),
+        ),
+        compare(
+            and(mark(), Expression::Number(marks.miss)),
+            Operator::NEQ,
+            Expression::Number(0),
+        ),
+        Statement::Mangle(Mangle {
+            key: mark(),
+            value: Expression::BinaryOperation(Box::new(BinaryOperation::OR(vec![
+                mark(),
+                Expression::Number(marks.est),
+            ]))),
+        }),
+    ]
+}
+
+pub(super) fn table() -> Table<'static> {
+    Table {
+        family: NfFamily::INet,
+        name: TABLE.into(),
+        handle: None,
+    }
+}
+
+fn chain(
+    name: &'static str,
+    kind: Option<NfChainType>,
+    hook: NfHook,
+    priority: i32,
+) -> Chain<'static> {
+    Chain {
+        family: NfFamily::INet,
+        table: TABLE.into(),
+        name: name.into(),
+        _type: kind,
+        hook: Some(hook),
+        prio: Some(priority),
+        policy: Some(NfChainPolicy::Accept),
+        ..Chain::default()
+    }
+}
+
+fn rule(chain: &'static str, expr: Vec<Statement<'static>>) -> Rule<'static> {
+    let form = serde_json::to_string(&expr).unwrap_or_default();
+    Rule {
+        family: NfFamily::INet,
+        table: TABLE.into(),
+        chain: chain.into(),
+        expr: expr.into(),
+        comment: Some(format!("oncache:{:016x}", fnv1a(form.as_bytes())).into()),
+        ..Rule::default()
+    }
+}
+
+/// FNV-1a, 64 bits: stable from one build to the next, which the standard library's hash is not.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+pub(super) fn batch(commands: Vec<NfCmd<'static>>) -> Nftables<'static> {
+    Nftables {
+        objects: Cow::Owned(commands.into_iter().map(NfObject::CmdObject).collect()),
+    }
+}
+
+fn compare(
+    left: Expression<'static>,
+    op: Operator,
+    right: Expression<'static>,
+) -> Statement<'static> {
+    Statement::Match(Match { left, right, op })
+}
+
+fn accept() -> Statement<'static> {
+    Statement::Accept(Some(Accept {}))
+}
+
+fn text(value: &'static str) -> Expression<'static> {
+    Expression::String(value.into())
+}
+
+fn meta(key: MetaKey) -> Expression<'static> {
+    Expression::Named(NamedExpression::Meta(Meta { key }))
+}
+
+fn ct(key: &'static str) -> Expression<'static> {
+    Expression::Named(NamedExpression::CT(CT {
+        key: key.into(),
+        ..CT::default()
+    }))
+}
+
+fn ct_state(states: &[&'static str]) -> Statement<'static> {
+    let states = states.iter().copied().map(text).collect();
+    compare(ct("state"), Operator::IN, Expression::List(states))
+}
+
+fn and(left: Expression<'static>, right: Expression<'static>) -> Expression<'static> {
+    Expression::BinaryOperation(Box::new(BinaryOperation::AND(left, right)))
+}
+
+fn iifname(device: &'static str) -> Statement<'static> {
+    compare(meta(MetaKey::Iifname), Operator::EQ, text(device))
+}
+
+fn oifname(device: &'static str) -> Statement<'static> {
+    compare(meta(MetaKey::Oifname), Operator::EQ, text(device))
+}
+
+fn address(field: &'static str) -> Expression<'static> {
+    Expression::Named(NamedExpression::Payload(Payload::PayloadField(
+        PayloadField {
+            protocol: "ip".into(),
+            field: field.into(),
+        },
+    )))
+}
+
+fn prefix(net: Ipv4Net) -> Expression<'static> {
+    Expression::Named(NamedExpression::Prefix(Prefix {
+        addr: Box::new(Expression::String(net.network().to_string().into())),
+        len: u32::from(net.prefix_len()),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(subnet: &str, miss: u32) -> Fingerprint {
+        let net = |text: &str| text.parse().expect("a network");
+        let est = 0x0100_0000;
+        WantedTable::new(net(subnet), net("10.42.0.0/16"), Marks { miss, est }).fingerprint()
+    }
+
+    #[test]
+    fn the_fingerprint_has_every_chain_and_rule() {
+        let fingerprint = wanted("10.42.1.0/24", 0x00ff_0000);
+        assert_eq!(
+            fingerprint.chains,
+            [
+                "established filter forward 100 accept",
+                "forward filter forward 0 accept",
+                "postrouting nat postrouting 100 accept",
+            ]
+        );
+        assert_eq!(fingerprint.rules.len(), 6);
+        assert!(
+            fingerprint
+                .rules
+                .iter()
+                .all(|(_, comment)| comment.starts_with("oncache:"))
+        );
+        assert_eq!(fingerprint.foreign, 0);
+    }
+
+    #[test]
+    fn what_a_rule_depends_on_shows_in_its_comment_and_in_no_other() {
+        let one = wanted("10.42.1.0/24", 0x00ff_0000);
+        let differing = |other: &Fingerprint| -> Vec<String> {
+            let pairs = one.rules.iter().zip(&other.rules);
+            pairs
+                .filter(|(a, b)| a != b)
+                .map(|(a, _)| a.0.clone())
+                .collect()
+        };
+        assert_eq!(
+            differing(&wanted("10.42.9.0/24", 0x00ff_0000)),
+            ["postrouting"]
+        );
+        assert_eq!(
+            differing(&wanted("10.42.1.0/24", 0x000f_0000)),
+            ["established"]
+        );
+    }
+
+    #[test]
+    fn the_hash_is_the_published_one() {
+        // Test vectors of the FNV reference (draft-eastlake-fnv, appendix C).
+        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
+    }
+}

@@ -1,0 +1,106 @@
+//! Removes the slow path from the host.
+
+use std::fmt;
+
+use super::{
+    names::Device,
+    nftables,
+    reconcile::{OverlayError, absent_is_done, one_line},
+    sysctl::{Sysctls, TCP_BE_LIBERAL},
+};
+use crate::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL, RouteFilter};
+
+/// Something could not be removed; everything else was.
+#[derive(Debug, thiserror::Error)]
+pub struct TeardownErrors(pub Vec<OverlayError>);
+
+impl fmt::Display for TeardownErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        one_line(f, &self.0)
+    }
+}
+
+/// Removes what [`reconcile`](super::reconcile::reconcile) made: the table, the routes by our
+/// devices, the VXLAN device with its neighbours and forwarding entries, and the bridge. What is not
+/// there is done already. `tcp_be_liberal` is the value kept from before the overlay, which is
+/// restored; none leaves the setting alone. The containers' devices are not ours to remove: they
+/// lose their bridge.
+///
+/// # Errors
+/// [`TeardownErrors`] with everything that failed, after everything was tried.
+pub async fn teardown(
+    netlink: &Netlink,
+    sysctls: &Sysctls,
+    tcp_be_liberal: Option<u8>,
+) -> Result<(), TeardownErrors> {
+    let mut errors: Vec<OverlayError> = Vec::new();
+    // Before the table goes: with its last rule conntrack may leave the namespace.
+    if let Some(value) = tcp_be_liberal {
+        errors.extend(restore(sysctls, value).err());
+    }
+    errors.extend(nftables::remove_table().await.err().map(OverlayError::from));
+    match netlink.links().await {
+        Ok(links) => {
+            for device in [Device::Vxlan, Device::Bridge] {
+                let Some(link) = links.iter().find(|link| link.name == device.name()) else {
+                    continue;
+                };
+                for error in remove(netlink, device, link.index).await {
+                    errors.push(error.into());
+                }
+            }
+        }
+        Err(error) => errors.push(error.into()),
+    }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(TeardownErrors(errors))
+    }
+}
+
+fn restore(sysctls: &Sysctls, value: u8) -> Result<(), OverlayError> {
+    if sysctls.tcp_be_liberal()?.is_some_and(|now| now != value) {
+        sysctls.write(TCP_BE_LIBERAL, &value.to_string())?;
+    }
+    Ok(())
+}
+
+/// Removes what hangs on a device and then the device. The kernel would remove the former with the
+/// latter; should the device resist, at least nothing is sent by it any more.
+async fn remove(netlink: &Netlink, device: Device, index: u32) -> Vec<NetlinkError> {
+    let mut errors = Vec::new();
+    match netlink.routes(RouteFilter::Protocol(ROUTE_PROTOCOL)).await {
+        Ok(routes) => {
+            for route in routes.iter().filter(|route| route.device == index) {
+                errors.extend(absent_is_done(netlink.delete_route(route).await).err());
+            }
+        }
+        Err(error) => errors.push(error),
+    }
+    if device == Device::Vxlan {
+        match netlink.neighbours().await {
+            Ok(all) => {
+                for entry in all
+                    .iter()
+                    .filter(|entry| entry.device == index && entry.permanent)
+                {
+                    let deleted = netlink.delete_neighbour(index, entry.address).await;
+                    errors.extend(absent_is_done(deleted).err());
+                }
+            }
+            Err(error) => errors.push(error),
+        }
+        match netlink.fdb(index).await {
+            Ok(entries) => {
+                for entry in entries {
+                    let deleted = netlink.delete_fdb(index, entry.mac, entry.host).await;
+                    errors.extend(absent_is_done(deleted).err());
+                }
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    errors.extend(absent_is_done(netlink.delete_link(index).await).err());
+    errors
+}
