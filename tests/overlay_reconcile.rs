@@ -1,0 +1,467 @@
+//! The slow path on real hosts made of network namespaces: it comes up, stays as it is, mends, and
+//! goes without a trace. Takes root.
+
+mod namespaces;
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd,
+    time::Duration,
+};
+
+use ipnet::Ipv4Net;
+use namespaces::Namespace;
+use oncache::{
+    config::{Config, Node, Overlay, Peer},
+    netlink::{Netlink, VethEnd},
+    overlay::{
+        names::container_mac,
+        nftables::Marks,
+        reconcile::{ReconcileErrors, reconcile},
+        step::Step,
+        sysctl::Sysctls,
+        teardown::teardown,
+        wanted::WantedOverlay,
+    },
+};
+use serde_json::{Value, json};
+
+const MARKS: Marks = Marks {
+    miss: 0x00ff_0000,
+    est: 0x0100_0000,
+};
+
+fn underlay(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 50, host)
+}
+
+fn subnet(host: u8) -> Ipv4Net {
+    Ipv4Net::new(Ipv4Addr::new(10, 42, host, 0), 24).expect("a network")
+}
+
+/// The configuration of host `host`, whose peer is `peer`.
+fn config(namespace: &Namespace, host: u8, peer: u8) -> Config {
+    let index = namespace.json("ip -j link show eth1")[0]["ifindex"].clone();
+    Config {
+        node: Node {
+            name: format!("host{host}"),
+            underlay: "eth1".into(),
+            underlay_index: u32::try_from(index.as_u64().expect("an index")).expect("small"),
+            underlay_mac: [2, 0, 0, 0, 0, host],
+            address: underlay(host),
+        },
+        overlay: Overlay {
+            subnet: subnet(host),
+            network: "10.42.0.0/16".parse().expect("a network"),
+            vni: 42,
+            port: 4789,
+            mtu: 1450,
+        },
+        peers: vec![Peer {
+            name: format!("host{peer}"),
+            address: underlay(peer),
+            subnet: subnet(peer),
+        }],
+    }
+}
+
+/// Two hosts on one wire.
+fn hosts() -> [Namespace; 2] {
+    let hosts = [Namespace::new(), Namespace::new()];
+    hosts[0].block_on(|| async {
+        let netlink = Netlink::new().expect("netlink");
+        let end = |number| VethEnd {
+            name: "eth1",
+            mac: [2, 0, 0, 0, 0, number],
+            mtu: 1500,
+        };
+        let made = netlink.create_veth(end(1), "wire", end(2), hosts[1].as_fd());
+        made.await.expect("a wire");
+    });
+    for (host, number) in hosts.iter().zip([1, 2]) {
+        let address = underlay(number);
+        host.sh(&format!(
+            "ip addr add {address}/24 dev eth1; ip link set eth1 up"
+        ));
+    }
+    hosts
+}
+
+fn try_apply(host: &Namespace, wanted: &WantedOverlay) -> Result<Vec<Step>, ReconcileErrors> {
+    host.block_on(|| async {
+        let netlink = Netlink::new().expect("netlink");
+        reconcile(&netlink, &Sysctls::default(), wanted).await
+    })
+}
+
+/// Reconciles; returns the steps as text.
+fn apply(host: &Namespace, wanted: &WantedOverlay) -> Vec<String> {
+    let steps = try_apply(host, wanted).expect("reconciled");
+    steps.iter().map(ToString::to_string).collect()
+}
+
+/// Everything of a host that the overlay could leave a trace in.
+fn state(host: &Namespace) -> Value {
+    json!({
+        "links": host.json("ip -j link"),
+        "addresses": host.json("ip -j -4 addr"),
+        "routes": host.json("ip -j route show table all"),
+        "neighbours": host.json("ip -j neigh show nud permanent"),
+        "rules": host.sh("nft list ruleset"),
+        "liberal": host.sh("cat /proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"),
+    })
+}
+
+#[test]
+fn comes_up_as_wanted_and_a_second_run_changes_nothing() {
+    let [host, _other] = hosts();
+    let wanted = WantedOverlay::new(&config(&host, 1, 2), MARKS);
+    let steps = apply(&host, &wanted);
+    assert_eq!(steps[0], "create bridge oncache0 address 0a:62:0a:2a:01:01");
+    assert_eq!(
+        steps.last().map(String::as_str),
+        Some("set net/netfilter/nf_conntrack_tcp_be_liberal = 1 (was 0)")
+    );
+
+    let vxlan = &host.json("ip -j -d link show oncache-vx0")[0];
+    assert_eq!(vxlan["address"], "0a:6f:c0:a8:32:01");
+    assert_eq!(vxlan["mtu"], 1450);
+    assert_eq!(vxlan["master"], Value::Null, "a port of no bridge");
+    let data = &vxlan["linkinfo"]["info_data"];
+    assert_eq!(data["id"], 42);
+    assert_eq!(data["link"], "eth1");
+    assert_eq!(data["local"], "192.168.50.1");
+    assert_eq!(data["port"], 4789);
+    assert_eq!(data["learning"], false);
+    assert_eq!(data["udp_csum"], false);
+    let bridge = &host.json("ip -j -d addr show oncache0")[0];
+    assert_eq!(bridge["address"], "0a:62:0a:2a:01:01");
+    assert_eq!(
+        bridge["addr_info"].as_array().map(Vec::len),
+        Some(1),
+        "no IPv6"
+    );
+    assert_eq!(bridge["addr_info"][0]["local"], "10.42.1.1");
+    assert_eq!(bridge["addr_info"][0]["prefixlen"], 24);
+
+    let route = &host.json("ip -j route show proto 79")[0];
+    assert_eq!(
+        *route,
+        json!({"dst": "10.42.2.0/24", "gateway": "10.42.2.0", "dev": "oncache-vx0",
+               "prefsrc": "10.42.1.1", "flags": ["onlink"]})
+    );
+    let neighbour = &host.json("ip -j neigh show dev oncache-vx0")[0];
+    assert_eq!(neighbour["dst"], "10.42.2.0");
+    assert_eq!(neighbour["lladdr"], "0a:6f:c0:a8:32:02");
+    assert_eq!(neighbour["state"], json!(["PERMANENT"]));
+    let fdb = host.sh("bridge fdb show dev oncache-vx0");
+    assert_eq!(fdb, "0a:6f:c0:a8:32:02 dst 192.168.50.2 self permanent");
+    let table = host.sh("nft list table inet oncache");
+    assert!(
+        table.contains(
+            "iifname { \"oncache0\", \"oncache-vx0\" } oifname { \"oncache0\", \"oncache-vx0\" } \
+         ct state established ct status ! snat,dnat meta mark & 0x00ff0000 != 0x00000000 \
+         meta mark set meta mark | 0x01000000"
+        ),
+        "{table}"
+    );
+    assert!(
+        table.contains(
+            "ip saddr 10.42.1.0/24 ip daddr != 10.42.0.0/16 oifname != \"oncache0\" masquerade"
+        ),
+        "{table}"
+    );
+
+    assert_eq!(apply(&host, &wanted), [""; 0]);
+}
+
+#[test]
+fn what_somebody_broke_is_mended_and_nothing_else() {
+    let [host, _other] = hosts();
+    let wanted = WantedOverlay::new(&config(&host, 1, 2), MARKS);
+    apply(&host, &wanted);
+    let route = "add route 10.42.2.0/24 via 10.42.2.0 dev oncache-vx0";
+    let fdb = "replace forwarding entry 0a:6f:c0:a8:32:02 dst 192.168.50.2 dev oncache-vx0";
+    let neighbour = "replace neighbour 10.42.2.0 lladdr 0a:6f:c0:a8:32:02 dev oncache-vx0";
+    let table = "replace table inet oncache";
+    let peer = "0a:6f:c0:a8:32:02 dev oncache-vx0 self";
+    let breaks: [(&str, &[&str]); 19] = [
+        ("ip route del 10.42.2.0/24", &[route]),
+        (
+            "ip route change 10.42.2.0/24 via 10.42.2.0 dev oncache-vx0 onlink proto 79",
+            &["replace route 10.42.2.0/24 via 10.42.2.0 dev oncache-vx0"],
+        ),
+        (
+            "ip route add 10.42.9.0/24 dev oncache-vx0 scope link proto 79",
+            &["delete route 10.42.9.0/24 dev oncache-vx0"],
+        ),
+        (&format!("bridge fdb del {peer}"), &[fdb]),
+        (
+            &format!("bridge fdb replace {peer} dst 192.168.50.9"),
+            &[fdb],
+        ),
+        // The kernel takes no second destination for a unicast address.
+        (&format!("bridge fdb append {peer} dst 192.168.50.9"), &[]),
+        (
+            "bridge fdb append 00:00:00:00:00:00 dev oncache-vx0 self dst 192.168.50.9",
+            &["delete forwarding entry 00:00:00:00:00:00 dst 192.168.50.9 dev oncache-vx0"],
+        ),
+        (
+            "bridge fdb add 02:00:00:00:00:09 dev oncache-vx0 self dst 192.168.50.9",
+            &["delete forwarding entry 02:00:00:00:00:09 dst 192.168.50.9 dev oncache-vx0"],
+        ),
+        ("ip neigh del 10.42.2.0 dev oncache-vx0", &[neighbour]),
+        (
+            "ip neigh change 10.42.2.0 dev oncache-vx0 lladdr 02:00:00:00:00:09 nud stale",
+            &[neighbour],
+        ),
+        (
+            "ip neigh add 10.42.9.0 dev oncache-vx0 lladdr 02:00:00:00:00:09",
+            &["delete neighbour 10.42.9.0 dev oncache-vx0"],
+        ),
+        ("nft delete table inet oncache", &[table]),
+        ("nft insert rule inet oncache forward drop", &[table]),
+        (
+            "nft add set inet oncache extra '{ type ipv4_addr; }'",
+            &[table],
+        ),
+        ("nft flush chain inet oncache established", &[table]),
+        ("ip link set oncache0 mtu 1400", &["set oncache0 mtu 1450"]),
+        (
+            "ip link set oncache-vx0 master oncache0",
+            &["release oncache-vx0 from its controller"],
+        ),
+        (
+            "echo 0 > /proc/sys/net/ipv4/conf/oncache-vx0/forwarding",
+            &["set net/ipv4/conf/oncache-vx0/forwarding = 1 (was 0)"],
+        ),
+        (
+            "ip addr add 10.42.1.9/24 dev oncache0",
+            &["delete address 10.42.1.9/24 dev oncache0"],
+        ),
+    ];
+    for (broken, mended) in breaks {
+        host.sh(broken);
+        assert_eq!(apply(&host, &wanted), mended, "{broken}");
+        assert_eq!(apply(&host, &wanted), [""; 0], "again after {broken}");
+    }
+    // What drags other things along takes more steps, but one run.
+    for broken in [
+        "ip link set oncache-vx0 down",
+        "ip link del oncache-vx0",
+        "ip link del oncache0",
+        "ip addr flush dev oncache0; ip addr add 10.42.1.9/24 dev oncache0; ip addr add 10.42.1.1/24 dev oncache0",
+    ] {
+        host.sh(broken);
+        assert!(!apply(&host, &wanted).is_empty(), "{broken}");
+        assert_eq!(apply(&host, &wanted), [""; 0], "again after {broken}");
+    }
+}
+
+#[test]
+fn what_is_not_ours_stays() {
+    let [host, _other] = hosts();
+    let wanted = WantedOverlay::new(&config(&host, 1, 2), MARKS);
+    apply(&host, &wanted);
+    host.sh(
+        "ip route add 10.99.0.0/24 dev oncache0; ip route add 10.98.0.0/24 dev eth1 proto 79
+         ip neigh add 192.168.50.77 dev eth1 lladdr 02:00:00:00:00:77
+         nft add table inet other",
+    );
+    assert_eq!(apply(&host, &wanted), [""; 0]);
+    // Another program's route in the place of ours is reported, not overwritten; the rest is done.
+    host.sh("ip route replace 10.42.2.0/24 dev eth1; nft delete table inet oncache");
+    let errors = try_apply(&host, &wanted).expect_err("the route is taken");
+    assert_eq!(
+        errors.to_string(),
+        "add route 10.42.2.0/24 via 10.42.2.0 dev oncache-vx0: File exists (17)"
+    );
+    assert_eq!(errors.done, [Step::ReplaceTable]);
+}
+
+#[test]
+fn a_changed_configuration_becomes_the_state() {
+    let [host, _other] = hosts();
+    let mut config = config(&host, 1, 2);
+    apply(&host, &WantedOverlay::new(&config, MARKS));
+    config.overlay.vni = 43;
+    config.overlay.mtu = 1400;
+    config.overlay.subnet = subnet(7);
+    config.peers[0].subnet = subnet(8);
+    config.peers[0].address = underlay(9);
+    let wanted = WantedOverlay::new(&config, MARKS);
+    assert!(!apply(&host, &wanted).is_empty());
+    assert_eq!(apply(&host, &wanted), [""; 0]);
+    let routes = host.sh("ip route show proto 79");
+    assert_eq!(
+        routes.trim_end(),
+        "10.42.8.0/24 via 10.42.8.0 dev oncache-vx0 src 10.42.7.1 onlink"
+    );
+    assert_eq!(
+        host.json("ip -j -4 addr show oncache0")[0]["addr_info"][0]["local"],
+        "10.42.7.1"
+    );
+}
+
+#[test]
+fn the_bridge_keeps_its_address_and_mtu_when_ports_come_and_go() {
+    let [host, _other] = hosts();
+    let wanted = WantedOverlay::new(&config(&host, 1, 2), MARKS);
+    apply(&host, &wanted);
+    host.sh(
+        "ip link add p0 address 02:00:00:00:00:01 mtu 1300 type veth peer name p1
+             ip link set p0 master oncache0; ip link set p0 up; ip link set p1 up",
+    );
+    assert_eq!(apply(&host, &wanted), [""; 0]);
+    host.sh("ip link del p0");
+    assert_eq!(apply(&host, &wanted), [""; 0]);
+}
+
+#[test]
+fn teardown_leaves_no_trace_and_may_be_repeated() {
+    let [host, _other] = hosts();
+    host.sh("nft add table inet other; ip route add 10.99.0.0/24 dev eth1 proto 79");
+    // A rule that needs conntrack, so that its settings are there before and after.
+    host.sh("nft add chain inet other c; nft add rule inet other c ct state new");
+    let before = state(&host);
+    let wanted = WantedOverlay::new(&config(&host, 1, 2), MARKS);
+    let steps = try_apply(&host, &wanted).expect("reconciled");
+    let liberal = steps.iter().find_map(Step::previous_tcp_be_liberal);
+    assert_eq!(liberal, Some(0));
+    assert_ne!(state(&host), before);
+    for _ in 0..2 {
+        host.block_on(|| async {
+            let netlink = Netlink::new().expect("netlink");
+            let down = teardown(&netlink, &Sysctls::default(), liberal).await;
+            down.expect("down");
+        });
+        assert_eq!(state(&host), before);
+    }
+}
+
+/// Attaches a container made by hand.
+fn container(host: &Namespace, address: Ipv4Addr) -> Namespace {
+    let container = Namespace::new();
+    let mac = container_mac(address);
+    host.block_on(|| async {
+        let netlink = Netlink::new().expect("netlink");
+        let here = VethEnd {
+            name: "c0",
+            mac: [2, 0, 0, 0, 9, 9],
+            mtu: 1450,
+        };
+        let there = VethEnd {
+            name: "eth0",
+            mac,
+            mtu: 1450,
+        };
+        let made = netlink.create_veth(here, "container one", there, container.as_fd());
+        made.await.expect("a pair");
+        let index = netlink.index_of("c0").await.expect("an index");
+        let bridge = netlink.index_of("oncache0").await.expect("the bridge");
+        netlink
+            .set_controller(index, Some(bridge))
+            .await
+            .expect("a port");
+        netlink.set_up(index, true).await.expect("up");
+
+        let inside = Netlink::in_namespace(container.as_fd())
+            .await
+            .expect("inside");
+        let eth0 = inside
+            .link_by_name("eth0")
+            .await
+            .expect("links")
+            .expect("eth0");
+        assert_eq!((eth0.mac, eth0.mtu), (Some(mac), 1450));
+        let net = Ipv4Net::new(address, 24).expect("an address");
+        inside
+            .add_address(eth0.index, net)
+            .await
+            .expect("an address");
+        inside.set_up(eth0.index, true).await.expect("up");
+    });
+    let [a, b, c, _] = address.octets();
+    container.sh(&format!("ip route add default via {a}.{b}.{c}.1"));
+    let port = &host.json("ip -j link show c0")[0];
+    assert_eq!(port["ifalias"], "container one");
+    container
+}
+
+/// Sends `payload` by TCP and returns what comes back from an echo.
+fn exchange(from: &Namespace, to: &Namespace, address: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let listener = to.run(|| TcpListener::bind((address, 7)).expect("a listener"));
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).expect("a request");
+        stream.write_all(&received).expect("an answer");
+    });
+    let target = SocketAddr::from((address, 7));
+    let mut stream = from
+        .run(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)).expect("connected"));
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .expect("a timeout");
+    stream.write_all(payload).expect("sent");
+    stream.shutdown(std::net::Shutdown::Write).expect("shut");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("an answer");
+    server.join().expect("the server");
+    answer
+}
+
+#[test]
+fn containers_of_two_hosts_speak_by_the_slow_path() {
+    let hosts = hosts();
+    let mut containers = Vec::new();
+    for (host, number, peer) in [(&hosts[0], 1, 2), (&hosts[1], 2, 1)] {
+        apply(
+            host,
+            &WantedOverlay::new(&config(host, number, peer), MARKS),
+        );
+        containers.push(container(host, Ipv4Addr::new(10, 42, number, 5)));
+    }
+    // A miss mark, as the fast path's programs would set it; what the est-mark rule makes of it is
+    // counted behind it.
+    hosts[0].sh("nft -f - <<END
+         table inet probe {
+           chain miss { type filter hook prerouting priority -300
+             iifname \"c0\" meta mark set 0x00010000
+             iifname \"oncache0\" meta mark set 0x00010000
+           }
+           chain seen { type filter hook forward priority 200
+             meta mark & 0x01ff0000 == 0x00010000 counter comment \"missed\"
+             meta mark & 0x01ff0000 == 0x01010000 counter comment \"established\"
+           }
+         }
+END");
+    let target = Ipv4Addr::new(10, 42, 2, 5);
+    // 400 kB: several windows, and segments as large as the MTU lets them be.
+    let payload: Vec<u8> = (0..100_000_u32).flat_map(u32::to_be_bytes).collect();
+    let answer = exchange(&containers[0], &containers[1], target, &payload);
+    assert!(answer == payload, "{} bytes came back", answer.len());
+    // The host itself reaches remote containers too, by its gateway address.
+    assert_eq!(
+        exchange(&hosts[0], &containers[1], target, b"host"),
+        b"host"
+    );
+
+    let counters = hosts[0].json("nft -j list chain inet probe seen");
+    let packets = |comment: &str| {
+        let objects = counters["nftables"].as_array().expect("objects");
+        let rule = objects
+            .iter()
+            .find(|object| object["rule"]["comment"] == comment);
+        let statements = rule.expect("the rule")["rule"]["expr"].as_array().cloned();
+        let mut statements = statements.expect("statements").into_iter();
+        statements
+            .find_map(|one| one["counter"]["packets"].as_u64())
+            .expect("a counter")
+    };
+    assert_eq!(packets("missed"), 1, "the SYN alone is not established");
+    assert!(packets("established") > 10);
+    let tunnel = &hosts[1].json("ip -j -s link show oncache-vx0")[0]["stats64"];
+    assert!(tunnel["rx"]["packets"].as_u64() > Some(10), "{tunnel}");
+}
