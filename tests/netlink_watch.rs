@@ -35,23 +35,23 @@ fn sh(script: &str) {
 fn every_kind_of_change_is_told_with_its_device() {
     Namespace::new().block_on(|| async {
         let netlink = Netlink::new().expect("netlink");
-        sh("ip link add a type veth peer name b; ip link set b up; ip link set a up");
-        let device = netlink.index_of("a").await.expect("an index");
+        sh("ip link add va type veth peer name vb; ip link set vb up; ip link set va up");
+        let device = netlink.index_of("va").await.expect("an index");
         let mut watch = Watch::new().expect("a watch");
 
         let mut told = async |script: &str, expected: Event| {
             sh(script);
             wait_for(&mut watch, |event| *event == expected).await;
         };
-        told("ip link set a mtu 1400", Event::Link { device }).await;
-        told("ip addr add 10.0.0.1/24 dev a", Event::Address { device }).await;
+        told("ip link set va mtu 1400", Event::Link { device }).await;
+        told("ip addr add 10.0.0.1/24 dev va", Event::Address { device }).await;
         let route = Event::Route {
             device: Some(device),
         };
         told("ip route add 10.9.0.0/24 via 10.0.0.2", route).await;
         let neighbour = Event::Neighbour { device };
         told(
-            "ip neigh add 10.0.0.2 dev a lladdr 02:00:00:00:00:02",
+            "ip neigh add 10.0.0.2 dev va lladdr 02:00:00:00:00:02",
             neighbour,
         )
         .await;
@@ -70,7 +70,7 @@ fn lost_events_are_told_and_the_watch_goes_on() {
     Namespace::new().block_on(|| async {
         let mut watch = Watch::new().expect("a watch");
         watch.set_receive_buffer(1).expect("the smallest buffer");
-        sh("ip link add a type veth peer name b; for i in $(seq 40); do ip link set a mtu $((1000 + i)); done");
+        sh("ip link add va type veth peer name vb; for i in $(seq 40); do ip link set va mtu $((1000 + i)); done");
         wait_for(&mut watch, |event| *event == Event::Overrun).await;
         // What is still queued has to go first.
         while timeout(Duration::from_millis(100), watch.next()).await.is_ok() {}
@@ -84,7 +84,7 @@ fn other_namespaces_are_not_heard() {
     let (here, there) = (Namespace::new(), Namespace::new());
     here.block_on(|| async {
         let mut watch = Watch::new().expect("a watch");
-        there.sh("nft add table inet other; ip link add a type veth peer name b");
+        there.sh("nft add table inet other; ip link add va type veth peer name vb");
         let heard = timeout(Duration::from_millis(200), watch.next()).await;
         assert!(heard.is_err(), "{heard:?}");
     });
@@ -94,9 +94,9 @@ fn other_namespaces_are_not_heard() {
 fn facts_name_the_default_routes_device_and_every_address() {
     let namespace = Namespace::new();
     namespace.sh(
-        "ip link add eth0 mtu 1400 address 02:00:00:00:00:01 type veth peer name b
-         ip link add eth1 type veth peer name c; ip link set c up; ip link set eth1 up
-         ip link set b up; ip link set eth0 up
+        "ip link add eth0 mtu 1400 address 02:00:00:00:00:01 type veth peer name vb
+         ip link add eth1 type veth peer name vc; ip link set vc up; ip link set eth1 up
+         ip link set vb up; ip link set eth0 up
          ip addr add 10.0.0.1/24 dev eth0; ip addr add 10.0.0.2/24 dev eth0
          ip addr add 10.1.0.1/24 dev eth1
          ip route add default via 10.1.0.9 metric 50; ip route add default via 10.0.0.9 metric 7
@@ -123,8 +123,8 @@ fn errors_name_operation_object_and_the_kernels_reason() {
     let namespace = Namespace::new();
     namespace.block_on(|| async {
         let netlink = Netlink::new().expect("netlink");
-        sh("ip link add a type veth peer name b; ip link set a up");
-        let device = netlink.index_of("a").await.expect("an index");
+        sh("ip link add va type veth peer name vb; ip link set va up");
+        let device = netlink.index_of("va").await.expect("an index");
         let address = "10.0.0.1/24".parse().expect("an address");
         let error = netlink
             .delete_address(device, address)
@@ -133,7 +133,7 @@ fn errors_name_operation_object_and_the_kernels_reason() {
         assert!(error.is_absent(), "{error}");
         assert_eq!(
             error.to_string(),
-            "delete address 10.0.0.1/24 dev a: Cannot assign requested address (99): \
+            "delete address 10.0.0.1/24 dev va: Cannot assign requested address (99): \
              ipv4: Address not found"
         );
         let error = netlink
@@ -142,7 +142,7 @@ fn errors_name_operation_object_and_the_kernels_reason() {
             .expect_err("too much");
         assert_eq!(
             error.to_string(),
-            "set mtu 1048576 dev a: Invalid argument (22): mtu greater than device maximum"
+            "set mtu 1048576 dev va: Invalid argument (22): mtu greater than device maximum"
         );
         let error = netlink.delete_link(4711).await.expect_err("absent");
         assert!(

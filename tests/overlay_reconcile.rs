@@ -389,9 +389,9 @@ fn container(host: &Namespace, address: Ipv4Addr) -> Namespace {
     container
 }
 
-/// Sends `payload` by TCP and returns what comes back from an echo.
+/// Sends `payload` by TCP to `address` and returns what comes back from an echo in `to`.
 fn exchange(from: &Namespace, to: &Namespace, address: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
-    let listener = to.run(|| TcpListener::bind((address, 7)).expect("a listener"));
+    let listener = to.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 7)).expect("a listener"));
     let server = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a client");
         let mut received = Vec::new();
@@ -448,20 +448,37 @@ END");
         b"host"
     );
 
-    let counters = hosts[0].json("nft -j list chain inet probe seen");
     let packets = |comment: &str| {
-        let objects = counters["nftables"].as_array().expect("objects");
+        let counters = hosts[0].json("nft -j list chain inet probe seen");
+        let objects = counters["nftables"].as_array().expect("objects").clone();
         let rule = objects
             .iter()
             .find(|object| object["rule"]["comment"] == comment);
         let statements = rule.expect("the rule")["rule"]["expr"].as_array().cloned();
         let mut statements = statements.expect("statements").into_iter();
-        statements
-            .find_map(|one| one["counter"]["packets"].as_u64())
-            .expect("a counter")
+        let count = statements.find_map(|one| one["counter"]["packets"].as_u64());
+        count.expect("a counter")
     };
     assert_eq!(packets("missed"), 1, "the SYN alone is not established");
-    assert!(packets("established") > 10);
+    let learnable = packets("established");
+    assert!(learnable > 10);
+
+    // A flow whose destination is rewritten works, and not one packet of it may be learned from.
+    hosts[0].sh("nft -f - <<END
+         table inet service {
+           chain rewrite { type nat hook prerouting priority dstnat
+             ip daddr 10.42.2.99 dnat ip to 10.42.2.5
+           }
+         }
+END");
+    let service = Ipv4Addr::new(10, 42, 2, 99);
+    assert_eq!(
+        exchange(&containers[0], &containers[1], service, b"service"),
+        b"service"
+    );
+    assert_eq!(packets("established"), learnable);
+    assert!(packets("missed") > 1);
+
     let tunnel = &hosts[1].json("ip -j -s link show oncache-vx0")[0]["stats64"];
     assert!(tunnel["rx"]["packets"].as_u64() > Some(10), "{tunnel}");
 }
