@@ -1,5 +1,8 @@
 //! Anonymous network namespaces for tests: each vanishes with its last descriptor.
 
+#[allow(dead_code, reason = "not every test has two hosts")]
+pub mod hosts;
+
 use std::{
     fs::File,
     future::Future,
