@@ -205,7 +205,7 @@ fn parse_neighbour(entry: RouteNetlinkMessage) -> Option<Neighbour> {
         device: header.ifindex,
         address,
         mac: message.attributes.iter().find_map(link_layer),
-        permanent: header.state == NeighbourState::Permanent,
+        permanent: is_permanent(header.state),
     })
 }
 
@@ -221,8 +221,13 @@ fn parse_fdb(entry: RouteNetlinkMessage) -> Option<FdbEntry> {
         device: header.ifindex,
         mac: message.attributes.iter().find_map(link_layer)?,
         host: message.attributes.iter().find_map(destination),
-        permanent: header.state == NeighbourState::Permanent,
+        permanent: is_permanent(header.state),
     })
+}
+
+/// The state is a set of bits: iproute2 gives forwarding entries `NUD_PERMANENT | NUD_NOARP`.
+fn is_permanent(state: NeighbourState) -> bool {
+    u16::from(state) & u16::from(NeighbourState::Permanent) != 0
 }
 
 fn destination(attribute: &NeighbourAttribute) -> Option<Ipv4Addr> {

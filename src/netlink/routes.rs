@@ -57,25 +57,6 @@ pub struct Route {
     pub protocol: u8,
 }
 
-impl Route {
-    /// A route of oncache's own in the main table; the fields for gateway and source are for the
-    /// caller to fill in.
-    #[must_use]
-    pub fn own(destination: Ipv4Net, device: u32) -> Self {
-        Self {
-            destination,
-            gateway: None,
-            device,
-            onlink: false,
-            source: None,
-            reach: RouteReach::Universe,
-            metric: 0,
-            table: MAIN_TABLE,
-            protocol: ROUTE_PROTOCOL,
-        }
-    }
-}
-
 impl fmt::Display for Route {
     /// As `ip route` writes it, without the device, which only a namespace can name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

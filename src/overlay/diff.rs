@@ -272,16 +272,11 @@ fn forwarding(steps: &mut Vec<Step>, wanted: &WantedOverlay, observed: &Observed
         }
     }
     for wanted @ OverlayFdb { mac, host } in &wanted.fdb {
-        let right = |entry: &&ObservedFdb| entry.host == Some(*host) && entry.permanent;
-        let same: Vec<&ObservedFdb> = present.iter().filter(|entry| entry.mac == *mac).collect();
-        let there = same.iter().any(right);
-        // An address may have several destinations, and a packet takes any of them. Replacing
-        // changes the first one (drivers/net/vxlan/vxlan_core.c, vxlan_fdb_replace): the others are
-        // removed one by one.
-        let replaced = usize::from(!there);
-        for entry in same.iter().filter(|entry| !right(entry)).skip(replaced) {
-            steps.push(Step::DeleteFdb(entry.mac, entry.host));
-        }
+        // A unicast address has one destination: the kernel takes more for the zero address and
+        // for multicast only (drivers/net/vxlan/vxlan_core.c, vxlan_fdb_update_existing).
+        let there = present
+            .iter()
+            .any(|entry| entry.permanent && entry.mac == *mac && entry.host == Some(*host));
         if !there {
             steps.push(Step::ReplaceFdb(*wanted));
         }

@@ -84,7 +84,7 @@ impl WantedTable {
         }
     }
 
-    /// What [`list_table`] returns when the kernel has this table.
+    /// What [`list_table`](super::nftables::list_table) returns when the kernel has this table.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         let objects = self.chains.iter().cloned().map(NfListObject::Chain);

@@ -179,15 +179,21 @@ fn a_foreign_device_under_our_name_is_replaced() {
 #[test]
 fn each_lost_entry_is_one_step() {
     assert_eq!(
-        mend(|host| drop(host.routes.remove(0))),
+        mend(|host| {
+            host.routes.remove(0);
+        }),
         ["add route 10.42.2.0/24 via 10.42.2.0 dev oncache-vx0"]
     );
     assert_eq!(
-        mend(|host| drop(host.neighbours.remove(1))),
+        mend(|host| {
+            host.neighbours.remove(1);
+        }),
         ["replace neighbour 10.42.3.0 lladdr 0a:6f:c0:a8:32:0d dev oncache-vx0"]
     );
     assert_eq!(
-        mend(|host| drop(host.fdb.remove(1))),
+        mend(|host| {
+            host.fdb.remove(1);
+        }),
         ["replace forwarding entry 0a:6f:c0:a8:32:0d dst 192.168.50.13 dev oncache-vx0"]
     );
     assert_eq!(
@@ -277,14 +283,18 @@ fn what_is_ours_and_not_wanted_goes() {
 }
 
 #[test]
-fn a_second_destination_of_a_peer_goes_and_the_right_one_stays() {
-    let stray = |host: &Observed| ObservedFdb {
-        host: Some(Ipv4Addr::LOCALHOST),
-        ..host.fdb[0]
+fn every_destination_of_a_flooding_entry_goes() {
+    let flood = |last| ObservedFdb {
+        mac: [0; 6],
+        host: Some(Ipv4Addr::new(192, 168, 50, last)),
+        permanent: true,
     };
     assert_eq!(
-        mend(|host| host.fdb.insert(0, stray(host))),
-        ["delete forwarding entry 0a:6f:c0:a8:32:0c dst 127.0.0.1 dev oncache-vx0"]
+        mend(|host| host.fdb.extend([flood(12), flood(13)])),
+        [
+            "delete forwarding entry 00:00:00:00:00:00 dst 192.168.50.12 dev oncache-vx0",
+            "delete forwarding entry 00:00:00:00:00:00 dst 192.168.50.13 dev oncache-vx0",
+        ]
     );
 }
 

@@ -1,0 +1,92 @@
+//! Two hosts on one wire, and the overlay between them.
+
+use std::{net::Ipv4Addr, os::fd::AsFd};
+
+use ipnet::Ipv4Net;
+use oncache::{
+    config::{Config, Node, Overlay, Peer},
+    netlink::{Netlink, VethEnd},
+    overlay::{
+        nftables::Marks,
+        reconcile::{ReconcileErrors, reconcile},
+        step::Step,
+        sysctl::Sysctls,
+        wanted::WantedOverlay,
+    },
+};
+
+use super::Namespace;
+
+pub const MARKS: Marks = Marks {
+    miss: 0x00ff_0000,
+    est: 0x0100_0000,
+};
+
+pub fn underlay(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 50, host)
+}
+
+pub fn subnet(host: u8) -> Ipv4Net {
+    Ipv4Net::new(Ipv4Addr::new(10, 42, host, 0), 24).expect("a network")
+}
+
+/// The configuration of host `host`, whose peer is `peer`.
+pub fn config(namespace: &Namespace, host: u8, peer: u8) -> Config {
+    let index = namespace.json("ip -j link show eth1")[0]["ifindex"].clone();
+    Config {
+        node: Node {
+            name: format!("host{host}"),
+            underlay: "eth1".into(),
+            underlay_index: u32::try_from(index.as_u64().expect("an index")).expect("small"),
+            underlay_mac: [2, 0, 0, 0, 0, host],
+            address: underlay(host),
+        },
+        overlay: Overlay {
+            subnet: subnet(host),
+            network: "10.42.0.0/16".parse().expect("a network"),
+            vni: 42,
+            port: 4789,
+            mtu: 1450,
+        },
+        peers: vec![Peer {
+            name: format!("host{peer}"),
+            address: underlay(peer),
+            subnet: subnet(peer),
+        }],
+    }
+}
+
+/// Two hosts on one wire.
+pub fn hosts() -> [Namespace; 2] {
+    let hosts = [Namespace::new(), Namespace::new()];
+    hosts[0].block_on(|| async {
+        let netlink = Netlink::new().expect("netlink");
+        let end = |number| VethEnd {
+            name: "eth1",
+            mac: [2, 0, 0, 0, 0, number],
+            mtu: 1500,
+        };
+        let made = netlink.create_veth(end(1), "wire", end(2), hosts[1].as_fd());
+        made.await.expect("a wire");
+    });
+    for (host, number) in hosts.iter().zip([1, 2]) {
+        let address = underlay(number);
+        host.sh(&format!(
+            "ip addr add {address}/24 dev eth1; ip link set eth1 up"
+        ));
+    }
+    hosts
+}
+
+pub fn try_apply(host: &Namespace, wanted: &WantedOverlay) -> Result<Vec<Step>, ReconcileErrors> {
+    host.block_on(|| async {
+        let netlink = Netlink::new().expect("netlink");
+        reconcile(&netlink, &Sysctls::default(), wanted).await
+    })
+}
+
+/// Reconciles; returns the steps as text.
+pub fn apply(host: &Namespace, wanted: &WantedOverlay) -> Vec<String> {
+    let steps = try_apply(host, wanted).expect("reconciled");
+    steps.iter().map(ToString::to_string).collect()
+}
