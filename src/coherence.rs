@@ -30,10 +30,16 @@ pub fn respond(event: &Event, own: impl Fn(u32) -> bool) -> Response {
         // A device that went may have been one of ours, whose index is no longer known.
         Event::Link { .. } => Response::Reconcile,
         Event::Route { device: None } => Response::Reconcile,
-        Event::Route { device: Some(device) }
+        Event::Route {
+            device: Some(device),
+        }
         | Event::Address { device }
         | Event::Neighbour { device } => {
-            if own(*device) { Response::Reconcile } else { Response::Ignore }
+            if own(*device) {
+                Response::Reconcile
+            } else {
+                Response::Ignore
+            }
         }
     }
 }
@@ -43,8 +49,14 @@ pub fn respond(event: &Event, own: impl Fn(u32) -> bool) -> Response {
 /// by the packet that renews the lease; without it the flow would come back as a new one.
 #[must_use]
 pub fn effective_lease(configured: Duration, conntrack_timeouts: &[u64]) -> Duration {
-    let shortest = conntrack_timeouts.iter().copied().filter(|seconds| *seconds > 0).min();
-    shortest.map_or(configured, |seconds| configured.min(Duration::from_secs(seconds) / 2))
+    let shortest = conntrack_timeouts
+        .iter()
+        .copied()
+        .filter(|seconds| *seconds > 0)
+        .min();
+    shortest.map_or(configured, |seconds| {
+        configured.min(Duration::from_secs(seconds) / 2)
+    })
 }
 
 /// A number that differs where cached results learned under one configuration do not hold under
@@ -53,7 +65,12 @@ pub fn effective_lease(configured: Duration, conntrack_timeouts: &[u64]) -> Dura
 pub fn fingerprint(config: &Config) -> u32 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     // The lease and the sizes bind nothing that was learned.
-    let bound = (&config.node, &config.overlay, &config.peers, config.cache.mark_mask.bits());
+    let bound = (
+        &config.node,
+        &config.overlay,
+        &config.peers,
+        config.cache.mark_mask.bits(),
+    );
     for byte in format!("{bound:?}").bytes() {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     }
@@ -68,23 +85,44 @@ mod tests {
     #[test]
     fn rules_invalidate_at_once() {
         let own = |_| false;
-        assert_eq!(respond(&Event::Ruleset, own), Response::InvalidateAndReconcile);
-        assert_eq!(respond(&Event::Overrun, own), Response::InvalidateAndReconcile);
+        assert_eq!(
+            respond(&Event::Ruleset, own),
+            Response::InvalidateAndReconcile
+        );
+        assert_eq!(
+            respond(&Event::Overrun, own),
+            Response::InvalidateAndReconcile
+        );
     }
 
     #[test]
     fn other_devices_neighbours_are_no_concern() {
         let own = |device| device == 7;
-        assert_eq!(respond(&Event::Neighbour { device: 7 }, own), Response::Reconcile);
-        assert_eq!(respond(&Event::Neighbour { device: 8 }, own), Response::Ignore);
-        assert_eq!(respond(&Event::Route { device: None }, own), Response::Reconcile);
-        assert_eq!(respond(&Event::Link { device: 8 }, own), Response::Reconcile);
+        assert_eq!(
+            respond(&Event::Neighbour { device: 7 }, own),
+            Response::Reconcile
+        );
+        assert_eq!(
+            respond(&Event::Neighbour { device: 8 }, own),
+            Response::Ignore
+        );
+        assert_eq!(
+            respond(&Event::Route { device: None }, own),
+            Response::Reconcile
+        );
+        assert_eq!(
+            respond(&Event::Link { device: 8 }, own),
+            Response::Reconcile
+        );
     }
 
     #[test]
     fn the_lease_is_half_of_the_shortest_timeout_at_most() {
         let lease = Duration::from_secs(30);
-        assert_eq!(effective_lease(lease, &[432_000, 120, 30]), Duration::from_secs(15));
+        assert_eq!(
+            effective_lease(lease, &[432_000, 120, 30]),
+            Duration::from_secs(15)
+        );
         assert_eq!(effective_lease(lease, &[432_000, 120]), lease);
         assert_eq!(effective_lease(lease, &[]), lease);
         assert_eq!(effective_lease(lease, &[5]), Duration::from_millis(2500));

@@ -4,8 +4,14 @@
 //! the architecture (docs/architecture.md): arrows point down, from [`cli`] to the rims
 //! [`netlink`] and [`datapath`], which know nothing of policy.
 
+pub mod cli;
+pub mod coherence;
 pub mod config;
+pub mod container;
+pub mod control;
+pub mod daemon;
 pub mod datapath;
 pub mod netlink;
 pub mod overlay;
 pub mod probe;
+pub mod state;

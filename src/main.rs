@@ -1,3 +1,7 @@
 //! argv to command; nothing else.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    oncache::cli::main()
+}

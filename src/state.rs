@@ -119,10 +119,18 @@ impl Store {
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(State::default()),
-            Err(source) => return Err(StateError::File { action: "read", path, source }),
+            Err(source) => {
+                return Err(StateError::File {
+                    action: "read",
+                    path,
+                    source,
+                });
+            }
         };
-        let state: State = serde_json::from_str(&text)
-            .map_err(|error| StateError::Content { path: path.clone(), reason: error.to_string() })?;
+        let state: State = serde_json::from_str(&text).map_err(|error| StateError::Content {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
         if state.version != VERSION {
             let reason = format!("format {} instead of {VERSION}", state.version);
             return Err(StateError::Content { path, reason });
@@ -140,7 +148,11 @@ impl Store {
         let partial = self.directory.join(".state.json.new");
         let failed = |action, path: &Path| {
             let path = path.to_owned();
-            move |source| StateError::File { action, path, source }
+            move |source| StateError::File {
+                action,
+                path,
+                source,
+            }
         };
         fs::create_dir_all(&self.directory).map_err(failed("create", &self.directory))?;
         let text = serde_json::to_vec_pretty(state)
@@ -160,9 +172,11 @@ impl Store {
     pub fn remove(&self) -> Result<(), StateError> {
         let path = self.path();
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(StateError::File { action: "remove", path, source })
-            }
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateError::File {
+                action: "remove",
+                path,
+                source,
+            }),
             _ => Ok(()),
         }
     }
@@ -194,10 +208,16 @@ mod tests {
     fn another_format_is_refused_by_name() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path().to_owned());
-        let state = State { version: 2, ..State::default() };
+        let state = State {
+            version: 2,
+            ..State::default()
+        };
         store.save(&state).unwrap();
         let message = store.load().unwrap_err().to_string();
-        assert!(message.contains("state.json") && message.contains("format 2"), "{message}");
+        assert!(
+            message.contains("state.json") && message.contains("format 2"),
+            "{message}"
+        );
         fs::write(directory.path().join(FILE), "{").unwrap();
         assert!(matches!(store.load(), Err(StateError::Content { .. })));
     }

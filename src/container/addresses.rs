@@ -65,7 +65,10 @@ pub fn claim<'a>(
 ) -> Result<Ipv4Addr, AddressError> {
     check(subnet, gateway, wish)?;
     match holders.find(|(ip, _)| *ip == wish) {
-        Some((ip, holder)) => Err(AddressError::Taken { ip, holder: holder.to_owned() }),
+        Some((ip, holder)) => Err(AddressError::Taken {
+            ip,
+            holder: holder.to_owned(),
+        }),
         None => Ok(wish),
     }
 }
@@ -83,11 +86,16 @@ pub fn next_free(
 ) -> Result<Ipv4Addr, AddressError> {
     let first = u32::from(subnet.network());
     let size = u32::from(subnet.broadcast()) - first + 1;
-    let start = last.filter(|ip| subnet.contains(ip)).map_or(0, |ip| u32::from(ip) - first);
+    let start = last
+        .filter(|ip| subnet.contains(ip))
+        .map_or(0, |ip| u32::from(ip) - first);
     (1..=size)
         .map(|step| Ipv4Addr::from(first + (start + step) % size))
         .find(|ip| check(subnet, gateway, *ip).is_ok() && !taken.contains(ip))
-        .ok_or(AddressError::Exhausted { subnet, count: size.saturating_sub(3) })
+        .ok_or(AddressError::Exhausted {
+            subnet,
+            count: size.saturating_sub(3),
+        })
 }
 
 #[cfg(test)]
@@ -107,14 +115,23 @@ mod tests {
 
     #[test]
     fn the_first_is_behind_the_gateway() {
-        assert_eq!(next_free(subnet(24), GATEWAY, &HashSet::new(), None), Ok(ip(2)));
+        assert_eq!(
+            next_free(subnet(24), GATEWAY, &HashSet::new(), None),
+            Ok(ip(2))
+        );
     }
 
     #[test]
     fn a_freed_address_rests_until_the_others_were_used() {
         let taken = HashSet::from([ip(2)]);
-        assert_eq!(next_free(subnet(24), GATEWAY, &taken, Some(ip(3))), Ok(ip(4)));
-        assert_eq!(next_free(subnet(24), GATEWAY, &taken, Some(ip(254))), Ok(ip(3)));
+        assert_eq!(
+            next_free(subnet(24), GATEWAY, &taken, Some(ip(3))),
+            Ok(ip(4))
+        );
+        assert_eq!(
+            next_free(subnet(24), GATEWAY, &taken, Some(ip(254))),
+            Ok(ip(3))
+        );
     }
 
     #[test]
@@ -129,7 +146,10 @@ mod tests {
         assert_eq!(taken, (2..=6).map(ip).collect());
         assert_eq!(
             next_free(subnet(29), GATEWAY, &taken, last),
-            Err(AddressError::Exhausted { subnet: subnet(29), count: 5 })
+            Err(AddressError::Exhausted {
+                subnet: subnet(29),
+                count: 5
+            })
         );
     }
 
@@ -139,15 +159,23 @@ mod tests {
         assert_eq!(claim(subnet(24), GATEWAY, holders(), ip(6)), Ok(ip(6)));
         for bad in [ip(0), ip(1), ip(255), Ipv4Addr::new(10, 42, 2, 5)] {
             let refused = claim(subnet(24), GATEWAY, holders(), bad);
-            assert!(matches!(refused, Err(AddressError::Unusable { .. })), "{bad}: {refused:?}");
+            assert!(
+                matches!(refused, Err(AddressError::Unusable { .. })),
+                "{bad}: {refused:?}"
+            );
         }
-        let message = claim(subnet(24), GATEWAY, holders(), ip(5)).unwrap_err().to_string();
+        let message = claim(subnet(24), GATEWAY, holders(), ip(5))
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("web"), "{message}");
     }
 
     #[test]
     fn a_last_address_of_another_subnet_is_no_start() {
         let elsewhere = Some(Ipv4Addr::new(10, 42, 9, 9));
-        assert_eq!(next_free(subnet(24), GATEWAY, &HashSet::new(), elsewhere), Ok(ip(2)));
+        assert_eq!(
+            next_free(subnet(24), GATEWAY, &HashSet::new(), elsewhere),
+            Ok(ip(2))
+        );
     }
 }

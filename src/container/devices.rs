@@ -6,7 +6,9 @@ use ipnet::Ipv4Net;
 
 use super::{ContainerError, namespace};
 use crate::{
-    netlink::{Mac, Netlink, NetlinkError, Route, VethEnd},
+    netlink::{
+        Link, MAIN_TABLE, Mac, Netlink, NetlinkError, ROUTE_PROTOCOL, Route, RouteReach, VethEnd,
+    },
     overlay::names::{BRIDGE, container_mac},
     state::Container,
 };
@@ -16,6 +18,9 @@ const NAMED: &str = "onc-";
 /// What they begin with where the container's name does not fit: a hash of it follows.
 const HASHED: &str = "onc_";
 
+/// What host-side devices' aliases begin with: the container's name follows.
+const ALIAS: &str = "oncache container ";
+
 /// The largest length of a device name (include/uapi/linux/if.h, `IFNAMSIZ` less the NUL).
 const NAME_LENGTH: usize = 15;
 
@@ -24,7 +29,9 @@ const NAME_LENGTH: usize = 15;
 #[must_use]
 pub fn host_device(name: &str) -> String {
     let fits = NAMED.len() + name.len() <= NAME_LENGTH
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
     if fits {
         return format!("{NAMED}{name}");
     }
@@ -35,10 +42,14 @@ pub fn host_device(name: &str) -> String {
     format!("{HASHED}{:011x}", hash >> 20)
 }
 
-/// Whether a device is one that [`host_device`] names: if no record knows it, it is a leftover.
+/// Whether a device is one of ours by name and alias: if no record knows it, it is a leftover.
 #[must_use]
-pub fn is_host_device(device: &str) -> bool {
-    device.starts_with(NAMED) || device.starts_with(HASHED)
+pub fn is_host_device(device: &Link) -> bool {
+    (device.name.starts_with(NAMED) || device.name.starts_with(HASHED))
+        && device
+            .alias
+            .as_ref()
+            .is_some_and(|alias| alias.starts_with(ALIAS))
 }
 
 /// MAC address of the host-side end: locally administered, made of the container's address. Given
@@ -72,7 +83,10 @@ pub async fn connect(
     attachment: Attachment,
 ) -> Result<u32, ContainerError> {
     let inside = namespace::open(&container.netns)?;
-    let failed = |source| ContainerError::Netlink { name: name.to_owned(), source };
+    let failed = |source| ContainerError::Netlink {
+        name: name.to_owned(),
+        source,
+    };
     let here = VethEnd {
         name: &container.device,
         mac: port_mac(container.ip),
@@ -83,8 +97,11 @@ pub async fn connect(
         mac: container_mac(container.ip),
         mtu: attachment.mtu,
     };
-    let alias = format!("oncache container {name}");
-    netlink.create_veth(here, &alias, there, inside.as_fd()).await.map_err(failed)?;
+    let alias = format!("{ALIAS}{name}");
+    netlink
+        .create_veth(here, &alias, there, inside.as_fd())
+        .await
+        .map_err(failed)?;
     let configured = async {
         let index = netlink.index_of(&container.device).await?;
         let bridge = netlink.index_of(BRIDGE).await?;
@@ -117,8 +134,17 @@ async fn configure_inside(
     let address = Ipv4Net::new(container.ip, prefix).unwrap_or(Ipv4Net::from(container.ip));
     inner.add_address(device, address).await?;
     inner.set_up(device, true).await?;
-    let mut default = Route::own(Ipv4Net::default(), device);
-    default.gateway = Some(attachment.gateway);
+    let default = Route {
+        destination: Ipv4Net::default(),
+        gateway: Some(attachment.gateway),
+        device,
+        onlink: false,
+        source: None,
+        reach: RouteReach::Universe,
+        metric: 0,
+        table: MAIN_TABLE,
+        protocol: ROUTE_PROTOCOL,
+    };
     inner.add_route(&default).await
 }
 
@@ -140,7 +166,10 @@ pub async fn mend(
         let Some(device) = links.iter().find(|link| link.name == container.device) else {
             return Ok(None);
         };
-        let bridge = links.iter().find(|link| link.name == BRIDGE).map(|link| link.index);
+        let bridge = links
+            .iter()
+            .find(|link| link.name == BRIDGE)
+            .map(|link| link.index);
         let mut changed = false;
         if device.controller != bridge && bridge.is_some() {
             netlink.set_controller(device.index, bridge).await?;
@@ -156,9 +185,10 @@ pub async fn mend(
         }
         Ok::<_, NetlinkError>(Some((device.index, changed)))
     };
-    mended
-        .await
-        .map_err(|source| ContainerError::Netlink { name: name.to_owned(), source })
+    mended.await.map_err(|source| ContainerError::Netlink {
+        name: name.to_owned(),
+        source,
+    })
 }
 
 /// Removes a device pair by its host-side end; no error where it is gone.
@@ -167,7 +197,9 @@ pub async fn mend(
 ///
 /// [`NetlinkError`].
 pub async fn remove_device(netlink: &Netlink, device: &str) -> Result<(), NetlinkError> {
-    let Some(link) = netlink.link_by_name(device).await? else { return Ok(()) };
+    let Some(link) = netlink.link_by_name(device).await? else {
+        return Ok(());
+    };
     match netlink.delete_link(link.index).await {
         Err(error) if !error.is_absent() => Err(error),
         _ => Ok(()),
@@ -189,7 +221,7 @@ mod tests {
         for name in ["a23456789012", "with.dot", &"x".repeat(63)] {
             let device = host_device(name);
             assert_eq!(device.len(), NAME_LENGTH, "{device}");
-            assert!(device.starts_with(HASHED) && is_host_device(&device), "{device}");
+            assert!(device.starts_with(HASHED), "{device}");
         }
         assert_ne!(host_device("with.dot"), host_device("with.dof"));
     }

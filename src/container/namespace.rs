@@ -27,8 +27,17 @@ pub struct NamespaceError {
     advice: &'static str,
 }
 
-fn failed(action: &'static str, path: &Path, advice: &'static str) -> impl Fn(io::Error) -> NamespaceError {
-    move |source| NamespaceError { action, path: path.to_owned(), source, advice }
+fn failed(
+    action: &'static str,
+    path: &Path,
+    advice: &'static str,
+) -> impl Fn(io::Error) -> NamespaceError {
+    move |source| NamespaceError {
+        action,
+        path: path.to_owned(),
+        source,
+        advice,
+    }
 }
 
 /// The path of the namespace called `name`.
@@ -55,7 +64,13 @@ pub fn create(path: &Path) -> Result<(), NamespaceError> {
     let made = thread::spawn(move || -> io::Result<()> {
         unshare(CloneFlags::CLONE_NEWNET)?;
         let own = Path::new("/proc/thread-self/ns/net");
-        mount(Some(own), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        mount(
+            Some(own),
+            &target,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )?;
         Ok(())
     })
     .join()
@@ -104,7 +119,13 @@ fn share_directory() -> io::Result<()> {
     };
     if share().is_err() {
         let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-        mount(Some(directory), directory, None::<&str>, flags, None::<&str>)?;
+        mount(
+            Some(directory),
+            directory,
+            None::<&str>,
+            flags,
+            None::<&str>,
+        )?;
         share()?;
     }
     Ok(())

@@ -19,7 +19,7 @@ use aya::{
     util::KernelVersion,
 };
 use oncache_abi::reason::Program;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Datapath, DatapathError, chain, pins};
 
@@ -33,6 +33,15 @@ pub enum AttachMode {
 }
 
 impl AttachMode {
+    /// The mode's name, as `oncache status` shows it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+
     /// What this kernel offers.
     #[must_use]
     pub fn detect() -> Self {
@@ -51,7 +60,7 @@ const CLSACT_PRIORITY: u16 = 0xcace;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// A program on a device, as found pinned.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// The device's name.
     pub device: String,
@@ -214,6 +223,12 @@ impl Datapath {
     /// [`DatapathError`] of the first program that stayed, after all were tried.
     pub fn detach(&self, device: &str) -> Result<(), DatapathError> {
         detach(&self.root, device)
+    }
+
+    /// How this load attaches programs.
+    #[must_use]
+    pub const fn mode(&self) -> AttachMode {
+        self.mode
     }
 
     /// Every pinned link below the root.

@@ -11,6 +11,7 @@ mod facts;
 mod links;
 mod namespaces;
 mod neighbours;
+mod qdiscs;
 mod routes;
 mod watch;
 

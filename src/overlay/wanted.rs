@@ -172,7 +172,7 @@ fn forwarding(peer: &Peer) -> OverlayFdb {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::config::{Node, Overlay};
+    use crate::config::{Attach, Cache, MarkMask, Node, Overlay};
 
     pub(in crate::overlay) const MARKS: Marks = Marks {
         miss: 0x00ff_0000,
@@ -200,6 +200,13 @@ pub(super) mod tests {
                 vni: 42,
                 port: 4789,
                 mtu: 1450,
+            },
+            cache: Cache {
+                enabled: true,
+                flows: 65536,
+                lease: std::time::Duration::from_secs(30),
+                mark_mask: MarkMask::new(0x0fff_0000).expect("the default mask"),
+                attach: Attach::Auto,
             },
             peers: vec![
                 peer("beta", 12, "10.42.2.0/24"),

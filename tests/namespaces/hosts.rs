@@ -1,10 +1,10 @@
 //! Two hosts on one wire, and the overlay between them.
 
-use std::{net::Ipv4Addr, os::fd::AsFd};
+use std::{net::Ipv4Addr, os::fd::AsFd, time::Duration};
 
 use ipnet::Ipv4Net;
 use oncache::{
-    config::{Config, Node, Overlay, Peer},
+    config::{Attach, Cache, Config, MarkMask, Node, Overlay, Peer},
     netlink::{Netlink, VethEnd},
     overlay::{
         nftables::Marks,
@@ -47,6 +47,13 @@ pub fn config(namespace: &Namespace, host: u8, peer: u8) -> Config {
             vni: 42,
             port: 4789,
             mtu: 1450,
+        },
+        cache: Cache {
+            enabled: false,
+            flows: 65536,
+            lease: Duration::from_secs(30),
+            mark_mask: MarkMask::new(0x0fff_0000).expect("the default mask"),
+            attach: Attach::Auto,
         },
         peers: vec![Peer {
             name: format!("host{peer}"),

@@ -1,0 +1,107 @@
+//! `oncache container`.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use anyhow::Context as _;
+
+use super::{print, print_json, table::table};
+use crate::control::{
+    api::{AddContainer, ContainerInfo, default_ifname},
+    client::Client,
+};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Container {
+    /// Connect a container to the overlay
+    ///
+    /// Without --netns a network namespace is made at /run/netns/NAME, as `ip netns add` does, and
+    /// goes with the container.
+    Add {
+        /// Its name
+        name: String,
+        /// Path of its network namespace
+        #[arg(long, value_name = "PATH")]
+        netns: Option<PathBuf>,
+        /// Its address; without, the next free one of this host's subnet
+        #[arg(long, value_name = "ADDRESS")]
+        ip: Option<Ipv4Addr>,
+        /// Name of the device inside
+        #[arg(long, value_name = "NAME", default_value_t = default_ifname())]
+        ifname: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Disconnect a container and free its address
+    Del {
+        /// Its name
+        name: String,
+    },
+    /// List the containers of this host
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Container {
+    pub async fn run(self, client: &Client) -> anyhow::Result<()> {
+        match self {
+            Self::Add {
+                name,
+                netns,
+                ip,
+                ifname,
+                json,
+            } => {
+                // The daemon has another working directory.
+                let netns = netns
+                    .map(|path| {
+                        std::path::absolute(&path)
+                            .with_context(|| format!("network namespace {}", path.display()))
+                    })
+                    .transpose()?;
+                let request = AddContainer {
+                    name,
+                    netns,
+                    ip,
+                    ifname,
+                };
+                let added: ContainerInfo = client.post("/v1/containers", &request).await?;
+                if json {
+                    print_json(&added)
+                } else {
+                    print(&listing(vec![added]))
+                }
+            }
+            Self::Del { name } => Ok(client.delete(&format!("/v1/containers/{name}")).await?),
+            Self::List { json } => {
+                let containers: Vec<ContainerInfo> = client.get("/v1/containers").await?;
+                if json {
+                    print_json(&containers)
+                } else {
+                    print(&listing(containers))
+                }
+            }
+        }
+    }
+}
+
+/// Containers as a table.
+pub fn listing(containers: Vec<ContainerInfo>) -> String {
+    let rows = containers.into_iter().map(|container| {
+        [
+            container.name,
+            container.ip.to_string(),
+            container.device,
+            container.ifname,
+            container.netns.display().to_string(),
+        ]
+    });
+    table(
+        ["CONTAINER", "ADDRESS", "DEVICE", "INSIDE", "NAMESPACE"],
+        rows,
+        &[],
+    )
+}

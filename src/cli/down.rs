@@ -1,0 +1,47 @@
+//! `oncache down`.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    control::client::{Client, ClientError},
+    daemon::{Lock, teardown},
+    datapath::PIN_ROOT,
+    netlink::Netlink,
+    overlay::sysctl::Sysctls,
+    state::Store,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Down {}
+
+impl Down {
+    pub async fn run(self, client: &Client, socket: &Path, state: PathBuf) -> anyhow::Result<()> {
+        match client.post("/v1/down", &()).await {
+            Err(ClientError::Connect { .. }) => without_daemon(socket, state).await,
+            outcome => Ok(outcome?),
+        }
+    }
+}
+
+/// Removes what a dead daemon left.
+async fn without_daemon(socket: &Path, state: PathBuf) -> anyhow::Result<()> {
+    // Refuses if a daemon lives that only did not answer.
+    let lock = Lock::take(socket)?;
+    let store = Store::new(state);
+    let state = store.load()?;
+    let netlink = Netlink::new()?;
+    teardown::down(
+        &netlink,
+        &Sysctls::default(),
+        &store,
+        &state,
+        Path::new(PIN_ROOT),
+    )
+    .await?;
+    // A dead daemon's socket answers nobody.
+    let _ = std::fs::remove_file(socket);
+    lock.remove();
+    // Ours only if nobody put anything else there.
+    let _ = socket.parent().map(std::fs::remove_dir);
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! The command line: one file a command.
+
+mod cache;
+mod check;
+mod container;
+mod down;
+mod run;
+mod stats;
+mod status;
+mod table;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+use crate::{control, control::client::Client, daemon};
+
+/// A container overlay network with a cache-based eBPF fast path.
+#[derive(Debug, Parser)]
+#[command(name = "oncache", version, about, max_term_width = 100)]
+#[command(
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage. Errors are one line each on \
+standard error: what failed, on which object, why, and what to do."
+)]
+pub struct Arguments {
+    /// Socket of the daemon
+    #[arg(long, global = true, value_name = "PATH", default_value = control::SOCKET)]
+    socket: PathBuf,
+    /// Directory of the daemon's state
+    #[arg(long, global = true, value_name = "DIR", default_value = daemon::STATE)]
+    state: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon
+    ///
+    /// Sets up the overlay and the fast path, serves the control socket and keeps everything as
+    /// configured. SIGHUP reloads the configuration; SIGTERM ends the daemon and leaves overlay and
+    /// fast path running. ONCACHE_LOG sets the log level (error, warn, info, debug, trace).
+    Run(run::Run),
+    /// Validate the configuration and probe the kernel
+    ///
+    /// Says what the overlay or its fast path lacks. Changes nothing. Exit status 1 if the overlay
+    /// could not run.
+    Check(check::Check),
+    /// Show node, peers, containers, programs, caches and hit ratio
+    Status(status::Status),
+    /// Add, delete and list containers
+    #[command(subcommand)]
+    Container(container::Container),
+    /// Show or flush the caches
+    #[command(subcommand)]
+    Cache(cache::Cache),
+    /// Show packet counters by program and reason
+    Stats(stats::Stats),
+    /// Remove every trace from the host
+    ///
+    /// Deletes containers, devices, routes, rules, programs and maps of oncache's and restores the
+    /// kernel settings that were changed. Ends the daemon if it runs; works without one.
+    Down(down::Down),
+}
+
+/// Parses the arguments, runs the command, prints its failure.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run_command(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            // Several faults of a configuration are several lines already.
+            for line in format!("{error:#}").lines() {
+                eprintln!("oncache: {line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn run_command(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let client = Client::new(&arguments.socket);
+    match arguments.command {
+        Command::Run(command) => command.run(arguments.socket, arguments.state).await?,
+        Command::Check(command) => return command.run().await,
+        Command::Status(command) => command.run(&client).await?,
+        Command::Container(command) => command.run(&client).await?,
+        Command::Cache(command) => command.run(&client).await?,
+        Command::Stats(command) => command.run(&client).await?,
+        Command::Down(command) => {
+            command
+                .run(&client, &arguments.socket, arguments.state)
+                .await?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a value as indented JSON.
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print(&serde_json::to_string_pretty(value).context("encode the answer")?)
+}
+
+/// Prints text to standard output. A reader that has gone (`| head`) is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::{ErrorKind, Write as _};
+    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("write to standard output")
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,41 @@
+//! `oncache stats`.
+
+use super::{
+    print, print_json,
+    table::{percent, table},
+};
+use crate::control::{api, client::Client};
+
+#[derive(Debug, clap::Args)]
+pub struct Stats {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Stats {
+    pub async fn run(self, client: &Client) -> anyhow::Result<()> {
+        let stats: api::Stats = client.get("/v1/stats").await?;
+        if self.json {
+            return print_json(&stats);
+        }
+        let rows = stats.counters.into_iter().map(|count| {
+            [
+                count.program,
+                count.reason,
+                count.packets.to_string(),
+                count.meaning,
+            ]
+        });
+        print(&table(
+            ["PROGRAM", "REASON", "PACKETS", "MEANING"],
+            rows,
+            &[2],
+        ))?;
+        print(&format!(
+            "\nhit ratio {} out, {} in (an aggregate counts as one packet)",
+            percent(stats.hit_ratio.egress),
+            percent(stats.hit_ratio.ingress),
+        ))
+    }
+}

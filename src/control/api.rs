@@ -1,0 +1,193 @@
+//! What goes over the socket.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::datapath::{Attachment, caches::Occupancy, counters::Count};
+
+/// A container to be added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddContainer {
+    /// Its name.
+    pub name: String,
+    /// Path of its network namespace; one called like the container is made without.
+    #[serde(default)]
+    pub netns: Option<PathBuf>,
+    /// Its address; the next free one without.
+    #[serde(default)]
+    pub ip: Option<Ipv4Addr>,
+    /// Name of the device inside.
+    #[serde(default = "default_ifname")]
+    pub ifname: String,
+}
+
+/// The device name inside a container that gives none.
+#[must_use]
+pub fn default_ifname() -> String {
+    "eth0".to_owned()
+}
+
+/// A container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerInfo {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// Path of its network namespace.
+    pub netns: PathBuf,
+    /// Name of the device inside.
+    pub ifname: String,
+    /// Name of the host-side device.
+    pub device: String,
+}
+
+/// What `oncache status` shows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Name of this host.
+    pub node: String,
+    /// Underlay device.
+    pub underlay: String,
+    /// Underlay address.
+    pub address: Ipv4Addr,
+    /// This host's containers' subnet.
+    pub subnet: Ipv4Net,
+    /// The network of all containers.
+    pub network: Ipv4Net,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// Largest IP packet of a container, in bytes.
+    pub mtu: u32,
+    /// The other hosts.
+    pub peers: Vec<PeerInfo>,
+    /// Containers of this host.
+    pub containers: Vec<ContainerInfo>,
+    /// The fast path; none where it is switched off.
+    pub cache: Option<CacheStatus>,
+    /// What the operator should know: one line each.
+    pub warnings: Vec<String>,
+}
+
+/// Another host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerInfo {
+    /// Its name.
+    pub name: String,
+    /// Its underlay address.
+    pub address: Ipv4Addr,
+    /// Its containers' subnet.
+    pub subnet: Ipv4Net,
+}
+
+/// The fast path as it runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CacheStatus {
+    /// The current epoch.
+    pub epoch: u32,
+    /// The lease in force in milliseconds.
+    pub lease_ms: u64,
+    /// `tcx` or `clsact`.
+    pub attach: String,
+    /// Pinned links; empty with clsact.
+    pub programs: Vec<Attachment>,
+    /// Entries of each cache.
+    pub entries: Occupancy,
+    /// Room of the filter cache.
+    pub flows: u32,
+    /// Hit ratios.
+    pub hit_ratio: HitRatio,
+}
+
+/// Counters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Counters that are not zero, by program and reason.
+    pub counters: Vec<Count>,
+    /// Hit ratios.
+    pub hit_ratio: HitRatio,
+}
+
+/// Packets carried by the fast path, of all packets between containers of two hosts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HitRatio {
+    /// Container to NIC, 0 to 1; none before the first packet.
+    pub egress: Option<f64>,
+    /// NIC to container, 0 to 1; none before the first packet.
+    pub ingress: Option<f64>,
+}
+
+impl HitRatio {
+    /// Computes the ratios from counters.
+    #[must_use]
+    pub fn of(counters: &[Count]) -> Self {
+        let ratio = |program: &str| {
+            let (mut hits, mut all) = (0, 0);
+            for count in counters.iter().filter(|count| count.program == program) {
+                // Not overlay traffic: ARP, the world outside, the NIC's other packets.
+                if !["not-ipv4", "not-overlay", "outside-network"].contains(&&*count.reason) {
+                    all += count.packets;
+                }
+                if count.reason == "hit" {
+                    hits = count.packets;
+                }
+            }
+            #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+            (all != 0).then(|| hits as f64 / all as f64)
+        };
+        Self {
+            egress: ratio("egress"),
+            ingress: ratio("ingress"),
+        }
+    }
+}
+
+/// How many flows a flush removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flushed {
+    /// Entries of the filter cache.
+    pub flows: usize,
+}
+
+/// A failed request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// One line: what, which object, why, what to do.
+    pub error: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(program: &str, reason: &str, packets: u64) -> Count {
+        Count {
+            program: program.into(),
+            reason: reason.into(),
+            packets,
+            meaning: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_ratio_counts_overlay_packets_only() {
+        let counters = [
+            count("egress", "hit", 90),
+            count("egress", "no-flow", 10),
+            count("egress", "outside-network", 500),
+            count("egress_init", "learned", 7),
+        ];
+        assert_eq!(
+            HitRatio::of(&counters),
+            HitRatio {
+                egress: Some(0.9),
+                ingress: None
+            }
+        );
+    }
+}

@@ -1,0 +1,21 @@
+//! The daemon's socket: HTTP with JSON over a Unix socket, so that `curl --unix-socket` works too.
+//!
+//! | method and path | body | answer |
+//! | --- | --- | --- |
+//! | `GET /v1/status` | | [`api::Status`] |
+//! | `GET /v1/stats` | | [`api::Stats`] |
+//! | `GET /v1/containers` | | list of [`api::ContainerInfo`] |
+//! | `POST /v1/containers` | [`api::AddContainer`] | [`api::ContainerInfo`] |
+//! | `DELETE /v1/containers/{name}` | | `null` |
+//! | `GET /v1/cache` | | [`crate::datapath::caches::Caches`] |
+//! | `POST /v1/cache/flush` | | [`api::Flushed`] |
+//! | `POST /v1/down` | | `null`, and the daemon ends |
+//!
+//! A failed request is answered by status 4xx or 5xx and `{"error": "one line"}`.
+
+pub mod api;
+pub mod client;
+pub mod server;
+
+/// The default path of the socket.
+pub const SOCKET: &str = "/run/oncache/oncache.sock";

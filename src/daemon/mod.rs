@@ -1,0 +1,262 @@
+//! The daemon: start order, reconcile loop, readiness, shutdown.
+//!
+//! One task owns the [`Node`] and does one thing after the other: requests from the socket,
+//! notifications of the kernel, the clock, signals. It is not in the data path: what it has set up
+//! goes on without it.
+
+mod containers;
+mod fast_path;
+mod lock;
+mod node;
+mod report;
+pub mod teardown;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use sd_notify::NotifyState;
+use thiserror::Error;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tracing::{error, info, warn};
+
+pub use lock::{Lock, LockError};
+pub use node::Node;
+
+use crate::{
+    coherence::{Response, respond},
+    config::{self, Config, ConfigErrors},
+    container::ContainerError,
+    control::server::{self, Request, SocketError},
+    datapath::DatapathError,
+    netlink::{Event, Netlink, NetlinkError, Watch, host_facts},
+    overlay::{reconcile::ReconcileErrors, sysctl::SysctlError},
+    state::{StateError, Store},
+};
+
+/// Where the configuration is unless `--config` says otherwise.
+pub const CONFIG: &str = "/etc/oncache/config.toml";
+/// Where the state is unless `--state` says otherwise.
+pub const STATE: &str = "/var/lib/oncache";
+
+/// How often the wanted state is compared with the host though nothing was heard.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long notifications are gathered before they are acted upon: changes come in bursts.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Paths that a command line can change.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// The directory of the state.
+    pub state: PathBuf,
+}
+
+/// The daemon can't start, or can't go on.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    /// Another daemon runs.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// The host lacks what the overlay needs.
+    #[error("{}", .0.join("\n"))]
+    Host(Vec<String>),
+    /// rtnetlink.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The slow path.
+    #[error("set up the overlay: {0}")]
+    Overlay(#[from] ReconcileErrors),
+    /// A container.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// The fast path.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// A kernel setting.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// The state file.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The control socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// A change that needs the containers gone.
+    #[error(
+        "overlay.subnet {wanted}: {count} containers hold addresses of {present}; delete them first, or keep the subnet"
+    )]
+    SubnetInUse {
+        /// What the file says.
+        wanted: ipnet::Ipv4Net,
+        /// What the containers have.
+        present: ipnet::Ipv4Net,
+        /// How many.
+        count: usize,
+    },
+    /// Signals can't be received.
+    #[error("listen for signals: {0}")]
+    Signals(io::Error),
+}
+
+/// Reads the configuration and fills in what the host says.
+///
+/// # Errors
+///
+/// [`ConfigErrors`] and [`NetlinkError`].
+pub async fn load_config(path: &Path, netlink: &Netlink) -> Result<Config, DaemonError> {
+    let file = config::read(path)?;
+    Ok(file.resolve(&host_facts(netlink).await?)?)
+}
+
+/// Runs the daemon until a signal or `oncache down` ends it.
+///
+/// # Errors
+///
+/// [`DaemonError`].
+pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
+    let lock = Lock::take(&paths.socket)?;
+    let netlink = Netlink::new()?;
+    let config = load_config(&paths.config, &netlink).await?;
+    // Before the first look at the host, so that no change falls between the two.
+    let watch = Watch::new()?;
+    let mut node = Node::new(netlink, Store::new(paths.state.clone()), config)?;
+    node.start().await?;
+    let listener = server::listen(&paths.socket)?;
+    let (sender, requests) = mpsc::channel(64);
+    let serving = tokio::spawn(server::serve(listener, sender));
+    notify(&[NotifyState::Ready, NotifyState::Status(&node.summary())]);
+    info!("ready: {}", node.summary());
+
+    let ended = serve_node(&mut node, paths, watch, requests).await;
+    notify(&[NotifyState::Stopping]);
+    serving.abort();
+    // The next daemon or `down` finds no socket rather than a dead one.
+    let _ = std::fs::remove_file(&paths.socket);
+    if matches!(ended, Ok(Ended::Down)) {
+        lock.remove();
+        // Ours only if nobody put anything else there.
+        let _ = paths.socket.parent().map(std::fs::remove_dir);
+    }
+    ended.map(|_| ())
+}
+
+/// Why the loop ended.
+enum Ended {
+    /// A signal: the data path stays.
+    Signal,
+    /// `oncache down`: nothing is left.
+    Down,
+}
+
+async fn serve_node(
+    node: &mut Node,
+    paths: &Paths,
+    mut watch: Watch,
+    mut requests: mpsc::Receiver<Request>,
+) -> Result<Ended, DaemonError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
+    let mut ticks = interval(tick_interval());
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut reconciled = Instant::now();
+    let mut settled: Option<Instant> = None;
+    loop {
+        let due = settled.unwrap_or_else(|| Instant::now() + RECONCILE_INTERVAL);
+        tokio::select! {
+            _ = terminate.recv() => return Ok(Ended::Signal),
+            _ = interrupt.recv() => return Ok(Ended::Signal),
+            _ = hangup.recv() => reload(node, paths).await,
+            event = watch.next() => {
+                if heed(node, &event?) {
+                    settled.get_or_insert_with(|| Instant::now() + SETTLE);
+                }
+            }
+            request = requests.recv() => match request {
+                Some(Request::Down(answer)) => {
+                    let outcome = node.down().await;
+                    let done = outcome.is_ok();
+                    // The asker may be gone; the work is done all the same.
+                    let _ = answer.send(outcome.map_err(report::failed));
+                    if done {
+                        // Let the answer out before the socket closes.
+                        tokio::time::sleep(SETTLE).await;
+                        return Ok(Ended::Down);
+                    }
+                }
+                Some(request) => node.answer(request).await,
+                None => return Ok(Ended::Signal),
+            },
+            () = sleep_until(due), if settled.is_some() => {
+                settled = None;
+                reconciled = Instant::now();
+                node.reconcile().await;
+            }
+            _ = ticks.tick() => {
+                if reconciled.elapsed() >= RECONCILE_INTERVAL {
+                    reconciled = Instant::now();
+                    node.reconcile().await;
+                    node.sweep();
+                }
+                notify(&[NotifyState::Watchdog]);
+            }
+        }
+    }
+}
+
+/// How often the loop turns by itself: at twice the rate that the watchdog asks for.
+fn tick_interval() -> Duration {
+    let watchdog = sd_notify::watchdog_enabled().map_or(Duration::from_secs(1), |limit| limit / 2);
+    watchdog.min(Duration::from_secs(1))
+}
+
+/// Acts on a notification at once where it has to be; returns whether a reconciliation is due.
+fn heed(node: &mut Node, event: &Event) -> bool {
+    match respond(event, |device| node.owns_device(device)) {
+        Response::Ignore => false,
+        Response::Reconcile => true,
+        Response::InvalidateAndReconcile => {
+            node.invalidate(match event {
+                Event::Overrun => "notifications were lost",
+                _ => "the nftables ruleset changed",
+            });
+            true
+        }
+    }
+}
+
+/// Reads the configuration again. A bad one changes nothing.
+async fn reload(node: &mut Node, paths: &Paths) {
+    if let Ok(now) = NotifyState::monotonic_usec_now() {
+        notify(&[NotifyState::Reloading, now]);
+    }
+    let outcome = match load_config(&paths.config, node.netlink()).await {
+        Ok(config) => node.reconfigure(config).await,
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Ok(()) => info!("reloaded {}: {}", paths.config.display(), node.summary()),
+        Err(reason) => error!("reload refused, the running configuration stays: {reason}"),
+    }
+    notify(&[NotifyState::Ready, NotifyState::Status(&node.summary())]);
+}
+
+/// Tells the service manager, if there is one.
+fn notify(states: &[NotifyState]) {
+    if let Err(reason) = sd_notify::notify(states) {
+        warn!("notify the service manager: {reason}");
+    }
+}

@@ -1,0 +1,166 @@
+//! Answers to the control socket.
+
+use super::{DaemonError, Node};
+use crate::{
+    container::{AddressError, ContainerError},
+    control::{
+        api::{CacheStatus, Flushed, HitRatio, PeerInfo, Stats, Status},
+        server::{Refusal, RefusalKind, Request},
+    },
+    datapath::{DatapathError, clock},
+    probe::{Roots, probe},
+};
+
+/// A failure of the daemon's own, as an answer.
+pub(super) fn failed(error: impl std::fmt::Display) -> Refusal {
+    Refusal {
+        kind: RefusalKind::Failed,
+        line: error.to_string(),
+    }
+}
+
+fn refusal(error: &DaemonError) -> Refusal {
+    let kind = match error {
+        DaemonError::Container(container) => match container {
+            ContainerError::Unknown(_) => RefusalKind::Unknown,
+            ContainerError::Exists(_)
+            | ContainerError::Address(
+                AddressError::Taken { .. } | AddressError::Exhausted { .. },
+            ) => RefusalKind::Conflict,
+            ContainerError::BadName { .. }
+            | ContainerError::Address(AddressError::Unusable { .. })
+            | ContainerError::Namespace(_) => RefusalKind::Bad,
+            ContainerError::Netlink { .. } => RefusalKind::Failed,
+        },
+        _ => RefusalKind::Failed,
+    };
+    Refusal {
+        kind,
+        line: error.to_string(),
+    }
+}
+
+impl Node {
+    /// Grants or refuses a request. An asker that is gone misses the answer, nothing else.
+    pub async fn answer(&mut self, request: Request) {
+        match request {
+            Request::Status(answer) => {
+                let _ = answer.send(self.status().map_err(failed));
+            }
+            Request::Stats(answer) => {
+                let _ = answer.send(self.stats().map_err(failed));
+            }
+            Request::ListContainers(answer) => {
+                let _ = answer.send(Ok(self.list_containers()));
+            }
+            Request::AddContainer(container, answer) => {
+                let added = self.add_container(container).await;
+                let _ = answer.send(added.map_err(|error| refusal(&error)));
+            }
+            Request::DeleteContainer(name, answer) => {
+                let deleted = self.delete_container(&name).await;
+                let _ = answer.send(deleted.map_err(|error| refusal(&error)));
+            }
+            Request::Caches(answer) => {
+                let caches = match &self.datapath {
+                    Some(datapath) => datapath.caches().map_err(failed),
+                    None => Err(self.no_fast_path()),
+                };
+                let _ = answer.send(caches);
+            }
+            Request::Flush(answer) => {
+                let _ = answer.send(self.flush());
+            }
+            Request::Down(answer) => {
+                let _ = answer.send(self.down().await.map_err(failed));
+            }
+        }
+    }
+
+    fn no_fast_path(&self) -> Refusal {
+        let reason = self
+            .fast_path_failure
+            .as_deref()
+            .unwrap_or("cache.enabled is false");
+        Refusal {
+            kind: RefusalKind::Bad,
+            line: format!("there is no fast path: {reason}"),
+        }
+    }
+
+    fn flush(&mut self) -> Result<Flushed, Refusal> {
+        let Some(datapath) = &mut self.datapath else {
+            return Err(self.no_fast_path());
+        };
+        let flows = datapath.flush().map_err(failed)?;
+        self.invalidate("the caches were flushed");
+        Ok(Flushed { flows })
+    }
+
+    /// Counters and hit ratios; none where there is no fast path.
+    fn stats(&self) -> Result<Stats, DatapathError> {
+        let counters = match &self.datapath {
+            Some(datapath) => datapath.counters()?,
+            None => Vec::new(),
+        };
+        Ok(Stats {
+            hit_ratio: HitRatio::of(&counters),
+            counters,
+        })
+    }
+
+    fn status(&self) -> Result<Status, DatapathError> {
+        let config = &self.config;
+        let peers = config.peers.iter().map(|peer| PeerInfo {
+            name: peer.name.clone(),
+            address: peer.address,
+            subnet: peer.subnet,
+        });
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: config.node.name.clone(),
+            underlay: config.node.underlay.clone(),
+            address: config.node.address,
+            subnet: config.overlay.subnet,
+            network: config.overlay.network,
+            vni: config.overlay.vni,
+            mtu: config.overlay.mtu,
+            peers: peers.collect(),
+            containers: self.list_containers(),
+            cache: self.cache_status()?,
+            warnings: self.warnings(),
+        })
+    }
+
+    fn cache_status(&self) -> Result<Option<CacheStatus>, DatapathError> {
+        let Some(datapath) = &self.datapath else {
+            return Ok(None);
+        };
+        let settings = datapath.settings()?;
+        let lease = clock::from_ticks(settings.lease.into());
+        Ok(Some(CacheStatus {
+            epoch: settings.epoch,
+            lease_ms: u64::try_from(lease.as_millis()).unwrap_or(u64::MAX),
+            attach: datapath.mode().name().to_owned(),
+            programs: datapath.attachments()?,
+            entries: datapath.occupancy(),
+            flows: self.config.cache.flows,
+            hit_ratio: HitRatio::of(&datapath.counters()?),
+        }))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let config = &self.config;
+        let report = probe(
+            &Roots::host(),
+            Some(&config.node.underlay),
+            config.cache.attach,
+        );
+        let lacking = report.lacking().map(|finding| finding.message.clone());
+        let failure = self
+            .fast_path_failure
+            .iter()
+            .map(|reason| format!("no fast path, the overlay runs without: {reason}"));
+        lacking.chain(failure).collect()
+    }
+}

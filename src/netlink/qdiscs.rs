@@ -1,0 +1,71 @@
+//! The clsact qdisc of a device.
+
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    tc::{TcHandle, TcHeader, TcMessage},
+};
+
+use super::{Netlink, NetlinkError};
+
+/// `TC_H_CLSACT` (include/uapi/linux/pkt_sched.h): parent of the clsact qdisc.
+const CLSACT_PARENT: TcHandle = TcHandle {
+    major: 0xffff,
+    minor: 0xfff1,
+};
+/// Handle of the clsact qdisc.
+const CLSACT_HANDLE: TcHandle = TcHandle {
+    major: 0xffff,
+    minor: 0,
+};
+/// Where filters hang: ingress (`TC_H_MIN_INGRESS`) and egress (`TC_H_MIN_EGRESS`).
+const HOOKS: [TcHandle; 2] = [
+    TcHandle {
+        major: 0xffff,
+        minor: 0xfff2,
+    },
+    TcHandle {
+        major: 0xffff,
+        minor: 0xfff3,
+    },
+];
+
+impl Netlink {
+    /// Removes the clsact qdisc of a device, unless somebody has filters on it. No error where the
+    /// qdisc or the device is gone.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the device.
+    pub async fn delete_clsact(&self, device: &str) -> Result<(), NetlinkError> {
+        let Some(link) = self.link_by_name(device).await? else {
+            return Ok(());
+        };
+        for hook in HOOKS {
+            let filters = RouteNetlinkMessage::GetTrafficFilter(message(link.index, hook));
+            if !self.dump("list filters", filters).await?.is_empty() {
+                return Ok(());
+            }
+        }
+        let mut qdisc = message(link.index, CLSACT_PARENT);
+        qdisc.header.handle = CLSACT_HANDLE;
+        let deletion = RouteNetlinkMessage::DelQueueDiscipline(qdisc);
+        match self
+            .change_on(link.index, "delete qdisc clsact", deletion, 0)
+            .await
+        {
+            Err(error) if !error.is_absent() => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn message(device: u32, parent: TcHandle) -> TcMessage {
+    let index = i32::try_from(device).unwrap_or_default();
+    TcMessage::from_parts(
+        TcHeader {
+            index,
+            parent,
+            ..TcHeader::default()
+        },
+        Vec::new(),
+    )
+}
