@@ -1,0 +1,356 @@
+//! Packets of a live, cached flow that are not plain data: each takes the slow path, counted.
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    os::fd::AsRawFd as _,
+    time::Duration,
+};
+
+use oncache_testbed::{Capture, Container, Counters, Host, Lab, traffic};
+
+const TIMEOUT: Option<Duration> = Some(Duration::from_millis(500));
+
+/// A UDP flow between two containers that both hosts carry by the fast path.
+struct Flow {
+    lab: Lab,
+    client: Container,
+    server: Container,
+    sender: UdpSocket,
+    receiver: UdpSocket,
+}
+
+impl Flow {
+    fn warm() -> Self {
+        let lab = Lab::two_hosts(env!("CARGO_BIN_EXE_oncache"));
+        lab.start();
+        let client = lab.alpha().add_container("client");
+        let server = lab.beta().add_container("server");
+        let address = SocketAddr::from((server.ip, 5005));
+        let receiver = server.enter(|| UdpSocket::bind(address).expect("bind in the server"));
+        let sender = client.enter(|| UdpSocket::bind("0.0.0.0:5006").expect("bind in the client"));
+        receiver.set_read_timeout(TIMEOUT).expect("set a time-out");
+        sender.set_read_timeout(TIMEOUT).expect("set a time-out");
+        sender.connect(address).expect("connect to the server");
+        let flow = Self {
+            lab,
+            client,
+            server,
+            sender,
+            receiver,
+        };
+        for _ in 0..10 {
+            assert!(flow.asks(b"warm"), "the flow does not begin");
+        }
+        let before = flow.counters();
+        assert!(flow.asks(b"fast"));
+        for (now, before) in flow.counters().iter().zip(&before) {
+            let counted = now.since(before);
+            assert_eq!(
+                (counted.get("egress", "hit"), counted.get("ingress", "hit")),
+                (1, 1)
+            );
+        }
+        flow
+    }
+
+    /// One request and its answer.
+    fn asks(&self, request: &[u8]) -> bool {
+        self.sender.send(request).expect("send a request");
+        let mut buffer = [0; 2048];
+        let Ok((length, from)) = self.receiver.recv_from(&mut buffer) else {
+            return false;
+        };
+        assert_eq!(&buffer[..length], request);
+        self.receiver
+            .send_to(&buffer[..length], from)
+            .expect("send an answer");
+        self.sender.recv(&mut buffer).is_ok()
+    }
+
+    fn counters(&self) -> [Counters; 2] {
+        [self.lab.alpha().counters(), self.lab.beta().counters()]
+    }
+
+    /// What both hosts count while `work` is done.
+    fn counted<T>(&self, work: impl FnOnce() -> T) -> (T, [Counters; 2]) {
+        let before = self.counters();
+        let outcome = work();
+        let now = self.counters();
+        let counted = [now[0].since(&before[0]), now[1].since(&before[1])];
+        println!("alpha: {}\nbeta: {}", counted[0], counted[1]);
+        (outcome, counted)
+    }
+}
+
+/// Sets an option of the socket's IPv4 layer.
+fn set_option(socket: &UdpSocket, option: libc::c_int, value: &[u8]) {
+    let length = libc::socklen_t::try_from(value.len()).expect("a short value");
+    // SAFETY: the value lives through the call and is as long as said.
+    let outcome = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IP,
+            option,
+            value.as_ptr().cast(),
+            length,
+        )
+    };
+    assert_eq!(
+        outcome,
+        0,
+        "option {option}: {}",
+        std::io::Error::last_os_error()
+    );
+}
+
+#[test]
+fn echo_requests_are_not_cached() {
+    let flow = Flow::warm();
+    let (report, [alpha, beta]) = flow.counted(|| traffic::ping(&flow.client, flow.server.ip, 5));
+    assert!(report.lossless(), "{report}");
+    assert_eq!(alpha.get("egress", "other-protocol"), 5);
+    assert_eq!(alpha.get("ingress", "other-protocol"), 5);
+    assert_eq!(beta.get("ingress", "other-protocol"), 5);
+    assert_eq!(alpha.get("egress", "hit") + beta.get("egress", "hit"), 0);
+}
+
+#[test]
+fn a_ttl_that_expires_takes_the_slow_path_and_each_host_is_a_hop() {
+    let flow = Flow::warm();
+    let arrived = Capture::on(&flow.server, "eth0")
+        .filter(|frame| frame.udp().is_some())
+        .start();
+    let mut ends = Vec::new();
+    for ttl in [1u8, 2, 3, 64] {
+        flow.sender.set_ttl(ttl.into()).expect("set the TTL");
+        let (answered, counted) = flow.counted(|| flow.asks(b"hop"));
+        ends.push((ttl, answered, counted));
+    }
+    assert_eq!(
+        ends.iter().map(|end| end.1).collect::<Vec<_>>(),
+        [false, false, true, true]
+    );
+    assert_eq!(
+        ends[0].2[0].get("egress", "ttl-expires"),
+        1,
+        "the first hop is alpha"
+    );
+    assert_eq!(ends[1].2[0].get("egress", "hit"), 1);
+    assert_eq!(
+        ends[1].2[1].get("ingress", "ttl-expires"),
+        1,
+        "the second hop is beta"
+    );
+    assert_eq!(ends[2].2[1].get("ingress", "hit"), 1);
+    let ttls: Vec<u8> = arrived
+        .stop()
+        .frames
+        .iter()
+        .filter(|frame| !frame.outgoing)
+        .filter_map(|frame| Some(frame.view().ipv4()?.ttl()))
+        .collect();
+    assert_eq!(
+        ttls,
+        [1, 62],
+        "both hosts take one hop off, as the slow path does"
+    );
+}
+
+#[test]
+fn ip_options_take_the_slow_path() {
+    let flow = Flow::warm();
+    // Three no-operations and the end of the list (RFC 791, section 3.1).
+    set_option(&flow.sender, libc::IP_OPTIONS, &[1, 1, 1, 0]);
+    let (answered, [alpha, beta]) = flow.counted(|| flow.asks(b"options"));
+    assert!(answered, "it arrives all the same");
+    assert_eq!(alpha.get("egress", "ip-options"), 1);
+    assert_eq!(beta.get("ingress", "ip-options"), 1);
+    assert_eq!(
+        beta.get("egress", "hit"),
+        1,
+        "the answer has none and is fast"
+    );
+}
+
+#[test]
+fn packets_over_the_mtu_get_the_kernels_answer() {
+    let flow = Flow::warm();
+    let before = flow.lab.alpha().counters();
+    // The host's end drops what is larger than its own MTU (drivers/net/veth.c, `veth_forward_skb`),
+    // and the daemon would put that right again: the programs have to stand it without.
+    flow.lab.alpha().stop();
+    flow.lab
+        .alpha()
+        .run(&["ip", "link", "set", "onc-client", "mtu", "1500"]);
+    flow.client
+        .run(&["ip", "link", "set", "eth0", "mtu", "1500"]);
+    set_option(
+        &flow.sender,
+        libc::IP_MTU_DISCOVER,
+        &libc::IP_PMTUDISC_DO.to_ne_bytes(),
+    );
+
+    flow.sender
+        .send(&[0; 1472])
+        .expect("the container's device takes 1,500 bytes");
+    // The answer of the host: fragmentation needed, MTU 1450.
+    let refused = flow
+        .sender
+        .recv(&mut [0; 16])
+        .expect_err("no answer but an error");
+    println!("the socket is told: {refused}");
+    assert_eq!(refused.raw_os_error(), Some(libc::EMSGSIZE), "{refused}");
+    assert!(flow.asks(&[0; 1422]), "1,450 bytes fit");
+    assert!(
+        flow.sender.send(&[0; 1423]).is_err(),
+        "the kernel has learned the path's MTU"
+    );
+
+    flow.lab.alpha().start();
+    let counted = flow.lab.alpha().counters().since(&before);
+    println!("alpha: {counted}");
+    assert_eq!(counted.get("egress", "over-mtu"), 1, "{counted}");
+}
+
+/// A VXLAN packet's payload as the server's host would send it to the client: the 5-tuple of the
+/// live flow, with `body` as datagram.
+fn forge(flow: &Flow, vni: u32, vtep: [u8; 6], body: &[u8]) -> Vec<u8> {
+    let lengths =
+        [28 + body.len(), 8 + body.len()].map(|length| u16::try_from(length).expect("short"));
+    let mut ip = vec![0x45, 0];
+    ip.extend(lengths[0].to_be_bytes());
+    ip.extend([0, 0, 0x40, 0, 63, 17, 0, 0]);
+    ip.extend(flow.server.ip.octets());
+    ip.extend(flow.client.ip.octets());
+    let sum: u32 = ip
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).expect("folded");
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let mut packet = vec![8, 0, 0, 0];
+    packet.extend((vni << 8).to_be_bytes());
+    packet.extend(vtep);
+    packet.extend([0x0a, 0x6f, 192, 168, 50, 12, 8, 0]);
+    packet.extend(ip);
+    packet.extend(5005u16.to_be_bytes());
+    packet.extend(5006u16.to_be_bytes());
+    packet.extend(lengths[1].to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend(body);
+    packet
+}
+
+/// Sends a forged packet from an address of beta's to alpha, without an outer checksum unless
+/// `checksum` is set.
+fn inject(host: &Host, source: &str, packet: &[u8], checksum: bool) {
+    host.enter(|| {
+        let socket = UdpSocket::bind((source, 0)).expect("bind on beta");
+        if !checksum {
+            let on: libc::c_int = 1;
+            // SAFETY: the option's value is an int that lives through the call.
+            let outcome = unsafe {
+                libc::setsockopt(
+                    socket.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    libc::SO_NO_CHECK,
+                    (&raw const on).cast(),
+                    4,
+                )
+            };
+            assert_eq!(
+                outcome,
+                0,
+                "SO_NO_CHECK: {}",
+                std::io::Error::last_os_error()
+            );
+        }
+        socket
+            .send_to(packet, ("192.168.50.11", 4789))
+            .expect("send to alpha");
+    });
+}
+
+#[test]
+fn forged_packets_of_a_live_flow_never_arrive_by_the_fast_path() {
+    let flow = Flow::warm();
+    flow.lab
+        .beta()
+        .run(&["ip", "addr", "add", "192.168.50.99/24", "dev", "eth1"]);
+    let vtep = [0x0a, 0x6f, 192, 168, 50, 11];
+    let own = "192.168.50.12";
+    let mut buffer = [0; 64];
+
+    // The forger's tools work: what is right in everything is delivered fast.
+    let (received, [alpha, _]) = flow.counted(|| {
+        inject(
+            flow.lab.beta(),
+            own,
+            &forge(&flow, 42, vtep, b"right"),
+            false,
+        );
+        flow.sender.recv(&mut buffer).is_ok()
+    });
+    assert!(received);
+    assert_eq!(alpha.get("ingress", "hit"), 1);
+
+    let cases = [
+        ("other-vni", own, forge(&flow, 43, vtep, b"vni"), false),
+        (
+            "not-peer",
+            "192.168.50.99",
+            forge(&flow, 42, vtep, b"peer"),
+            false,
+        ),
+        (
+            "not-vtep",
+            own,
+            forge(&flow, 42, [0x0a, 0x6f, 1, 2, 3, 4], b"vtep"),
+            false,
+        ),
+        ("outer-checksum", own, forge(&flow, 42, vtep, b"sum"), true),
+        (
+            "truncated",
+            own,
+            forge(&flow, 42, vtep, b"")[..40].to_vec(),
+            false,
+        ),
+        (
+            "bad-header",
+            own,
+            [forge(&flow, 42, vtep, b"tail"), vec![0; 9]].concat(),
+            false,
+        ),
+    ];
+    for (reason, source, packet, checksum) in cases {
+        println!("{reason}:");
+        let ((), [alpha, _]) = flow.counted(|| {
+            inject(flow.lab.beta(), source, &packet, checksum);
+            // What the slow path makes of it is the kernel's affair; here it only has to be done.
+            let _ = flow.sender.recv(&mut buffer);
+        });
+        assert_eq!(alpha.get("ingress", reason), 1, "{reason}: {alpha}");
+        assert_eq!(alpha.get("ingress", "hit"), 0, "{reason}: {alpha}");
+    }
+    assert!(flow.asks(b"after"), "the flow itself goes on");
+}
+
+#[test]
+fn a_forged_source_inside_is_not_sent_by_the_fast_path() {
+    let flow = Flow::warm();
+    let forger = flow.lab.alpha().add_container("forger");
+    let client = flow.client.ip;
+    forger.run(&["ip", "addr", "add", &format!("{client}/32"), "dev", "eth0"]);
+    let ((), [alpha, _]) = flow.counted(|| {
+        forger.enter(|| {
+            let socket = UdpSocket::bind((client, 5006)).expect("bind to the other's address");
+            socket
+                .send_to(b"forged", (flow.server.ip, 5005))
+                .expect("send as the other");
+        });
+        let _ = flow.receiver.recv(&mut [0; 16]);
+    });
+    assert_eq!(alpha.get("egress", "source-mismatch"), 1, "{alpha}");
+    assert_eq!(alpha.get("egress", "hit"), 0, "{alpha}");
+}
