@@ -122,6 +122,10 @@ pub struct HitRatio {
     pub ingress: Option<f64>,
 }
 
+/// Reasons of packets that are not between containers of two hosts: ARP, the world outside, the
+/// NIC's other packets, containers of the same host.
+const ELSEWHERE: [&str; 4] = ["not-ipv4", "not-overlay", "outside-network", "not-gateway"];
+
 impl HitRatio {
     /// Computes the ratios from counters.
     #[must_use]
@@ -129,8 +133,7 @@ impl HitRatio {
         let ratio = |program: &str| {
             let (mut hits, mut all) = (0, 0);
             for count in counters.iter().filter(|count| count.program == program) {
-                // Not overlay traffic: ARP, the world outside, the NIC's other packets.
-                if !["not-ipv4", "not-overlay", "outside-network"].contains(&&*count.reason) {
+                if !ELSEWHERE.contains(&&*count.reason) {
                     all += count.packets;
                 }
                 if count.reason == "hit" {
@@ -180,6 +183,7 @@ mod tests {
             count("egress", "hit", 90),
             count("egress", "no-flow", 10),
             count("egress", "outside-network", 500),
+            count("egress", "not-gateway", 500),
             count("egress_init", "learned", 7),
         ];
         assert_eq!(

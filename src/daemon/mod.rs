@@ -47,6 +47,9 @@ pub const STATE: &str = "/var/lib/oncache";
 
 /// How often the wanted state is compared with the host though nothing was heard.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often dead entries are cleared from the caches. They are not used, and they make room by
+/// themselves; a walk over a large map takes a while.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// How long notifications are gathered before they are acted upon: changes come in bursts.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -172,7 +175,7 @@ async fn serve_node(
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let mut ticks = interval(tick_interval());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut reconciled = Instant::now();
+    let (mut reconciled, mut swept) = (Instant::now(), Instant::now());
     let mut settled: Option<Instant> = None;
     loop {
         let due = settled.unwrap_or_else(|| Instant::now() + RECONCILE_INTERVAL);
@@ -209,6 +212,9 @@ async fn serve_node(
                 if reconciled.elapsed() >= RECONCILE_INTERVAL {
                     reconciled = Instant::now();
                     node.reconcile().await;
+                }
+                if swept.elapsed() >= SWEEP_INTERVAL {
+                    swept = Instant::now();
                     node.sweep();
                 }
                 notify(&[NotifyState::Watchdog]);

@@ -1,15 +1,15 @@
 //! Reading and changing the caches.
 
-use std::{collections::HashSet, net::Ipv4Addr};
+use std::{collections::HashSet, hash::Hash, net::Ipv4Addr};
 
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, MapData};
 use oncache_abi::{
-    cache::{HostHeaders, LocalContainer},
-    flow::{EGRESS, FlowKey, INGRESS, Verdict},
+    cache::HostHeaders,
+    flow::{EGRESS, INGRESS, Verdict},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Datapath, DatapathError, clock, map_error};
+use super::{Datapath, DatapathError, clock};
 
 /// An entry of the egress cache's first level.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,11 +97,11 @@ pub struct Occupancy {
     pub containers: usize,
 }
 
-fn address(key: u32) -> Ipv4Addr {
+pub(super) fn address(key: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from_be(key))
 }
 
-fn key(address: Ipv4Addr) -> u32 {
+pub(super) fn key(address: Ipv4Addr) -> u32 {
     u32::from(address).to_be()
 }
 
@@ -118,27 +118,23 @@ fn protocol(number: u8) -> String {
     }
 }
 
-/// The keys of a map. Entries that come and go during the walk may be missed or seen twice; errors
-/// of single steps (an entry vanished under the cursor) end it early, which the next walk mends.
-fn keys<K: aya::Pod, V: aya::Pod>(map: &HashMap<MapData, K, V>) -> Vec<K> {
-    map.keys().filter_map(Result::ok).collect()
+/// The most entries that a walk over a map visits. A walk whose cursor is evicted under it begins
+/// again (kernel/bpf/hashtab.c, `htab_map_get_next_key`), on a busy LRU map for ever.
+const WALK_LIMIT: usize = 1 << 21;
+
+/// The keys of a map, each once. Entries that come and go during the walk may be missed; the next
+/// walk mends that.
+pub(super) fn keys<K: aya::Pod + Eq + Hash, V: aya::Pod>(
+    map: &HashMap<MapData, K, V>,
+) -> HashSet<K> {
+    map.keys().take(WALK_LIMIT).filter_map(Result::ok).collect()
 }
 
-fn remove_key<K: aya::Pod, V: aya::Pod>(
-    map: &mut HashMap<MapData, K, V>,
-    key: &K,
-    name: &'static str,
-) -> Result<bool, DatapathError> {
-    match map.remove(key) {
-        Ok(()) => Ok(true),
-        Err(MapError::KeyNotFound) => Ok(false),
-        Err(MapError::SyscallError(error))
-            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
-        {
-            Ok(false)
-        }
-        Err(error) => Err(map_error("remove from", name)(error)),
-    }
+/// The entries of a map, each once; see [`keys`].
+pub(super) fn entries<K: aya::Pod + Eq + Hash, V: aya::Pod>(
+    map: &HashMap<MapData, K, V>,
+) -> std::collections::HashMap<K, V> {
+    map.iter().take(WALK_LIMIT).filter_map(Result::ok).collect()
 }
 
 impl Datapath {
@@ -151,14 +147,14 @@ impl Datapath {
         let epoch = self.settings()?.epoch;
         let now = clock::now();
         let mut caches = Caches::default();
-        for (container, word) in self.egress_ip.iter().filter_map(Result::ok) {
+        for (container, word) in entries(&self.egress_ip) {
             caches.addresses.push(EgressAddress {
                 container: address(container),
                 host: address(word.address()),
                 live: word.host(container, epoch).is_some(),
             });
         }
-        for (host, headers) in self.egress_host.iter().filter_map(Result::ok) {
+        for (host, headers) in entries(&self.egress_host) {
             let frame: Vec<u8> = headers
                 .template
                 .iter()
@@ -172,7 +168,7 @@ impl Datapath {
                 vtep: mac(&frame[50..56]),
             });
         }
-        for (container, local) in self.ingress.iter().filter_map(Result::ok) {
+        for (container, local) in entries(&self.ingress) {
             caches.containers.push(IngressContainer {
                 container: address(container),
                 ifindex: local.ifindex,
@@ -181,7 +177,7 @@ impl Datapath {
                 source: mac(&local.source.mac()),
             });
         }
-        for (flow, word) in self.filter.iter().filter_map(Result::ok) {
+        for (flow, word) in entries(&self.filter) {
             let state = match word.judge(&flow, now, epoch) {
                 Verdict::Fast => "fast",
                 Verdict::OneWay => "one-way",
@@ -217,165 +213,12 @@ impl Datapath {
     /// How many entries each cache holds.
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
-        let learned = |headers: &HostHeaders| headers.ifindex != 0;
+        let learned = |headers: &&HostHeaders| headers.ifindex != 0;
         Occupancy {
             flows: keys(&self.filter).len(),
             addresses: keys(&self.egress_ip).len(),
-            hosts: self
-                .egress_host
-                .iter()
-                .filter(|entry| entry.as_ref().is_ok_and(|(_, headers)| learned(headers)))
-                .count(),
+            hosts: entries(&self.egress_host).values().filter(learned).count(),
             containers: keys(&self.ingress).len(),
         }
-    }
-
-    /// Makes the egress cache's hosts exactly `peers`, keeping what was learned of those that stay.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError::Map`] if the map can't be written.
-    pub fn set_peers(&mut self, peers: &HashSet<Ipv4Addr>) -> Result<bool, DatapathError> {
-        let present: HashSet<Ipv4Addr> = keys(&self.egress_host).into_iter().map(address).collect();
-        for gone in present.difference(peers) {
-            remove_key(&mut self.egress_host, &key(*gone), "EGRESS_HOST")?;
-        }
-        for new in peers.difference(&present) {
-            self.egress_host
-                .insert(key(*new), HostHeaders::UNLEARNED, 0)
-                .map_err(map_error("write", "EGRESS_HOST"))?;
-        }
-        Ok(present != *peers)
-    }
-
-    /// Makes the ingress cache's containers exactly `containers` (address and host-side ifindex),
-    /// keeping what was learned of those that stay. Returns whether anything changed.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError::Map`] if the map can't be written.
-    pub fn set_containers(
-        &mut self,
-        containers: &[(Ipv4Addr, u32)],
-    ) -> Result<bool, DatapathError> {
-        let mut changed = false;
-        let wanted: HashSet<u32> = containers.iter().map(|(ip, _)| key(*ip)).collect();
-        for present in keys(&self.ingress) {
-            if !wanted.contains(&present) {
-                self.forget_container(address(present))?;
-                changed = true;
-            }
-        }
-        for (ip, ifindex) in containers {
-            let present = self.ingress.get(&key(*ip), 0).ok();
-            if present.is_none_or(|entry| entry.ifindex != *ifindex) {
-                self.ingress
-                    .insert(key(*ip), LocalContainer::unlearned(*ifindex), 0)
-                    .map_err(map_error("write", "INGRESS"))?;
-                changed = true;
-            }
-        }
-        Ok(changed)
-    }
-
-    /// Removes a local container and its flows from the caches.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError::Map`] if a map can't be written.
-    pub fn forget_container(&mut self, ip: Ipv4Addr) -> Result<(), DatapathError> {
-        remove_key(&mut self.ingress, &key(ip), "INGRESS")?;
-        self.remove_flows(|flow| flow.local == key(ip))?;
-        self.sweep_egress()
-    }
-
-    /// Empties the learned caches; what the daemon owns (peers, containers) stays, unlearned.
-    /// Returns how many flows were removed.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError::Map`] if a map can't be written.
-    pub fn flush(&mut self) -> Result<usize, DatapathError> {
-        let flows = self.remove_flows(|_| true)?;
-        for ip in keys(&self.egress_ip) {
-            remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
-        }
-        for host in keys(&self.egress_host) {
-            self.egress_host
-                .insert(host, HostHeaders::UNLEARNED, 0)
-                .map_err(map_error("write", "EGRESS_HOST"))?;
-        }
-        for (ip, entry) in self
-            .ingress
-            .iter()
-            .filter_map(Result::ok)
-            .collect::<Vec<_>>()
-        {
-            self.ingress
-                .insert(ip, LocalContainer::unlearned(entry.ifindex), 0)
-                .map_err(map_error("write", "INGRESS"))?;
-        }
-        Ok(flows)
-    }
-
-    /// Removes flows that have been dead for `grace` ticks, and egress entries that no flow uses.
-    /// A dead entry costs nothing but its place; the grace keeps a flow that is about to renew its
-    /// lease from being removed while it does.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError::Map`] if a map can't be written.
-    pub fn sweep(&mut self, grace: u64) -> Result<usize, DatapathError> {
-        let now = clock::now();
-        let dead: HashSet<FlowKey> = self
-            .filter
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, word)| word.expiry() + grace < now)
-            .map(|(flow, _)| flow)
-            .collect();
-        let removed = self.remove_flows(|flow| dead.contains(flow))?;
-        self.sweep_egress()?;
-        Ok(removed)
-    }
-
-    fn remove_flows(&mut self, chosen: impl Fn(&FlowKey) -> bool) -> Result<usize, DatapathError> {
-        let mut removed = 0;
-        for flow in keys(&self.filter).into_iter().filter(|flow| chosen(flow)) {
-            removed += usize::from(remove_key(&mut self.filter, &flow, "FILTER")?);
-        }
-        Ok(removed)
-    }
-
-    /// Removes egress addresses that no flow goes to, and what was learned of hosts that no address
-    /// is behind.
-    fn sweep_egress(&mut self) -> Result<(), DatapathError> {
-        let remotes: HashSet<u32> = keys(&self.filter).iter().map(|flow| flow.remote).collect();
-        let mut hosts = HashSet::new();
-        for (ip, word) in self
-            .egress_ip
-            .iter()
-            .filter_map(Result::ok)
-            .collect::<Vec<_>>()
-        {
-            if remotes.contains(&ip) {
-                hosts.insert(word.address());
-            } else {
-                remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
-            }
-        }
-        for (host, headers) in self
-            .egress_host
-            .iter()
-            .filter_map(Result::ok)
-            .collect::<Vec<_>>()
-        {
-            if headers.ifindex != 0 && !hosts.contains(&host) {
-                self.egress_host
-                    .insert(host, HostHeaders::UNLEARNED, 0)
-                    .map_err(map_error("write", "EGRESS_HOST"))?;
-            }
-        }
-        Ok(())
     }
 }

@@ -17,6 +17,7 @@ pub mod counters;
 pub mod epoch;
 pub mod load;
 pub mod pins;
+mod upkeep;
 
 use std::{io, path::PathBuf};
 

@@ -1,0 +1,166 @@
+//! Changing the caches: what the daemon owns of them, and what it clears away.
+
+use std::{collections::HashSet, net::Ipv4Addr};
+
+use aya::maps::{HashMap, MapData, MapError};
+use oncache_abi::{
+    cache::{HostHeaders, LocalContainer},
+    flow::FlowKey,
+};
+
+use super::{
+    Datapath, DatapathError,
+    caches::{address, entries, key, keys},
+    clock, map_error,
+};
+
+fn remove_key<K: aya::Pod, V: aya::Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    key: &K,
+    name: &'static str,
+) -> Result<bool, DatapathError> {
+    match map.remove(key) {
+        Ok(()) => Ok(true),
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(map_error("remove from", name)(error)),
+    }
+}
+
+impl Datapath {
+    /// Makes the egress cache's hosts exactly `peers`, keeping what was learned of those that stay.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`] if the map can't be written.
+    pub fn set_peers(&mut self, peers: &HashSet<Ipv4Addr>) -> Result<bool, DatapathError> {
+        let present: HashSet<Ipv4Addr> = keys(&self.egress_host).into_iter().map(address).collect();
+        for gone in present.difference(peers) {
+            remove_key(&mut self.egress_host, &key(*gone), "EGRESS_HOST")?;
+        }
+        for new in peers.difference(&present) {
+            self.egress_host
+                .insert(key(*new), HostHeaders::UNLEARNED, 0)
+                .map_err(map_error("write", "EGRESS_HOST"))?;
+        }
+        Ok(present != *peers)
+    }
+
+    /// Makes the ingress cache's containers exactly `containers` (address and host-side ifindex),
+    /// keeping what was learned of those that stay. Returns whether anything changed.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`] if the map can't be written.
+    pub fn set_containers(
+        &mut self,
+        containers: &[(Ipv4Addr, u32)],
+    ) -> Result<bool, DatapathError> {
+        let mut changed = false;
+        let wanted: HashSet<u32> = containers.iter().map(|(ip, _)| key(*ip)).collect();
+        for present in keys(&self.ingress) {
+            if !wanted.contains(&present) {
+                self.forget_container(address(present))?;
+                changed = true;
+            }
+        }
+        for (ip, ifindex) in containers {
+            let present = self.ingress.get(&key(*ip), 0).ok();
+            if present.is_none_or(|entry| entry.ifindex != *ifindex) {
+                self.ingress
+                    .insert(key(*ip), LocalContainer::unlearned(*ifindex), 0)
+                    .map_err(map_error("write", "INGRESS"))?;
+                changed = true;
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Removes a local container and its flows from the caches.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`] if a map can't be written.
+    pub fn forget_container(&mut self, ip: Ipv4Addr) -> Result<(), DatapathError> {
+        remove_key(&mut self.ingress, &key(ip), "INGRESS")?;
+        self.remove_flows(|flow| flow.local == key(ip))?;
+        self.sweep_egress()
+    }
+
+    /// Empties the learned caches; what the daemon owns (peers, containers) stays, unlearned.
+    /// Returns how many flows were removed.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`] if a map can't be written.
+    pub fn flush(&mut self) -> Result<usize, DatapathError> {
+        let flows = self.remove_flows(|_| true)?;
+        for ip in keys(&self.egress_ip) {
+            remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
+        }
+        for host in keys(&self.egress_host) {
+            self.egress_host
+                .insert(host, HostHeaders::UNLEARNED, 0)
+                .map_err(map_error("write", "EGRESS_HOST"))?;
+        }
+        for (ip, entry) in entries(&self.ingress) {
+            self.ingress
+                .insert(ip, LocalContainer::unlearned(entry.ifindex), 0)
+                .map_err(map_error("write", "INGRESS"))?;
+        }
+        Ok(flows)
+    }
+
+    /// Removes flows that have been dead for `grace` ticks, and egress entries that no flow uses.
+    /// A dead entry costs nothing but its place; the grace keeps a flow that is about to renew its
+    /// lease from being removed while it does.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`] if a map can't be written.
+    pub fn sweep(&mut self, grace: u64) -> Result<usize, DatapathError> {
+        let now = clock::now();
+        let dead: HashSet<FlowKey> = entries(&self.filter)
+            .into_iter()
+            .filter(|(_, word)| word.expiry() + grace < now)
+            .map(|(flow, _)| flow)
+            .collect();
+        let removed = self.remove_flows(|flow| dead.contains(flow))?;
+        self.sweep_egress()?;
+        Ok(removed)
+    }
+
+    fn remove_flows(&mut self, chosen: impl Fn(&FlowKey) -> bool) -> Result<usize, DatapathError> {
+        let mut removed = 0;
+        for flow in keys(&self.filter).into_iter().filter(|flow| chosen(flow)) {
+            removed += usize::from(remove_key(&mut self.filter, &flow, "FILTER")?);
+        }
+        Ok(removed)
+    }
+
+    /// Removes egress addresses that no flow goes to, and what was learned of hosts that no address
+    /// is behind.
+    fn sweep_egress(&mut self) -> Result<(), DatapathError> {
+        let remotes: HashSet<u32> = keys(&self.filter).iter().map(|flow| flow.remote).collect();
+        let mut hosts = HashSet::new();
+        for (ip, word) in entries(&self.egress_ip) {
+            if remotes.contains(&ip) {
+                hosts.insert(word.address());
+            } else {
+                remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
+            }
+        }
+        for (host, headers) in entries(&self.egress_host) {
+            if headers.ifindex != 0 && !hosts.contains(&host) {
+                self.egress_host
+                    .insert(host, HostHeaders::UNLEARNED, 0)
+                    .map_err(map_error("write", "EGRESS_HOST"))?;
+            }
+        }
+        Ok(())
+    }
+}
