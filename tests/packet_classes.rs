@@ -336,21 +336,71 @@ fn forged_packets_of_a_live_flow_never_arrive_by_the_fast_path() {
     assert!(flow.asks(b"after"), "the flow itself goes on");
 }
 
+/// Sends a datagram of the live flow as if the client did, from another container, and returns
+/// whether it arrived.
+fn forge_inside(flow: &Flow, forger: &Container) -> bool {
+    forger.enter(|| {
+        let socket = UdpSocket::bind((flow.client.ip, 5006)).expect("bind to the other's address");
+        socket
+            .send_to(b"forged", (flow.server.ip, 5005))
+            .expect("send as the other");
+    });
+    flow.receiver.recv(&mut [0; 16]).is_ok()
+}
+
 #[test]
-fn a_forged_source_inside_is_not_sent_by_the_fast_path() {
+fn a_container_sends_only_from_its_own_addresses() {
+    let flow = Flow::warm();
+    let alpha = flow.lab.alpha();
+    let forger = alpha.add_container("forger");
+    let spoofed = || alpha.oncache_json(&["stats", "--json"])["spoofed"].as_u64();
+    assert_eq!(spoofed(), Some(0));
+    // It knows its gateway already: with the other's address it would not even be told of it.
+    assert!(traffic::ping(&forger, flow.server.ip, 1).lossless());
+    let other = format!("{}/32", flow.client.ip);
+    forger.run(&["ip", "addr", "add", &other, "dev", "eth0"]);
+
+    let (arrived, [counted, _]) = flow.counted(|| forge_inside(&flow, &forger));
+
+    assert!(
+        !arrived,
+        "the slow path refuses another container's address"
+    );
+    assert_eq!(counted.get("egress", "source-mismatch"), 1, "{counted}");
+    assert_eq!(counted.get("egress", "hit"), 0, "{counted}");
+    let refused = spoofed().expect("a number");
+    println!("{refused} frames refused");
+    assert!(refused >= 1);
+
+    // Its own address from another MAC address is refused as well, and its own again is not.
+    let [a, b, c, d] = forger.ip.octets();
+    let own = format!("0a:63:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+    forger.run(&["ip", "addr", "del", &other, "dev", "eth0"]);
+    forger.run(&["ip", "link", "set", "eth0", "address", "0a:63:00:00:00:01"]);
+    let report = traffic::ping(&forger, flow.server.ip, 2);
+    assert_eq!(report.received, 0, "{report}");
+    assert!(spoofed() > Some(refused));
+    forger.run(&["ip", "link", "set", "eth0", "address", &own]);
+    let report = traffic::ping(&forger, flow.server.ip, 2);
+    assert_eq!(report.received, 2, "{report}");
+    assert!(flow.asks(b"after"), "the flow itself goes on");
+}
+
+#[test]
+fn without_its_guard_the_forgery_would_arrive() {
     let flow = Flow::warm();
     let forger = flow.lab.alpha().add_container("forger");
-    let client = flow.client.ip;
-    forger.run(&["ip", "addr", "add", &format!("{client}/32"), "dev", "eth0"]);
-    let ((), [alpha, _]) = flow.counted(|| {
-        forger.enter(|| {
-            let socket = UdpSocket::bind((client, 5006)).expect("bind to the other's address");
-            socket
-                .send_to(b"forged", (flow.server.ip, 5005))
-                .expect("send as the other");
-        });
-        let _ = flow.receiver.recv(&mut [0; 16]);
-    });
-    assert_eq!(alpha.get("egress", "source-mismatch"), 1, "{alpha}");
-    assert_eq!(alpha.get("egress", "hit"), 0, "{alpha}");
+    let other = format!("{}/32", flow.client.ip);
+    forger.run(&["ip", "addr", "add", &other, "dev", "eth0"]);
+    flow.lab.alpha().stop();
+    flow.lab
+        .alpha()
+        .run(&["nft", "delete", "table", "bridge", "oncache"]);
+    assert!(
+        forge_inside(&flow, &forger),
+        "the forgery is one that the guard stops"
+    );
+    // The daemon puts the guard back.
+    flow.lab.alpha().start();
+    assert!(!forge_inside(&flow, &forger));
 }

@@ -32,6 +32,12 @@ impl Stats {
             rows,
             &[2],
         ))?;
+        if stats.spoofed != 0 {
+            print(&format!(
+                "\n{} frames refused: sent by a container from addresses that are not its own",
+                stats.spoofed
+            ))?;
+        }
         print(&format!(
             "\nhit ratio {} out, {} in (an aggregate counts as one packet)",
             percent(stats.hit_ratio.egress),

@@ -111,6 +111,9 @@ pub struct Stats {
     pub counters: Vec<Count>,
     /// Hit ratios.
     pub hit_ratio: HitRatio,
+    /// Frames that the slow path refused because a container sent them from addresses that are not
+    /// its own.
+    pub spoofed: u64,
 }
 
 /// Packets carried by the fast path, of all packets between containers of two hosts.

@@ -15,6 +15,10 @@ use crate::{
     },
     control::api::{AddContainer, ContainerInfo},
     datapath::{PIN_ROOT, attach},
+    overlay::{
+        names::container_mac,
+        source_guard::{self, Source},
+    },
     state::Container,
 };
 
@@ -99,6 +103,8 @@ impl Node {
             gateway: overlay.gateway(),
             mtu: overlay.mtu,
         };
+        // Before the device is there: its first frame finds its source known.
+        self.guard_sources().await?;
         let index = connect(&self.netlink, name, &container, attachment).await?;
         self.devices.insert(name.to_owned(), index);
         self.sync_containers()?;
@@ -167,6 +173,7 @@ impl Node {
         self.invalidate(&format!("container {name} is gone"));
         if failures.is_empty() {
             self.state.containers.remove(name);
+            failures.extend(self.guard_sources().await.err());
         }
         failures.extend(self.store.save(&self.state).err().map(DaemonError::from));
         failures
@@ -202,6 +209,21 @@ impl Node {
         Ok(())
     }
 
+    /// Lets every container send from its own addresses, and from no others. Returns whether that
+    /// took a change.
+    async fn guard_sources(&self) -> Result<bool, DaemonError> {
+        let sources = self.state.containers.values().map(|container| Source {
+            device: container.device.clone(),
+            mac: container_mac(container.ip),
+            ip: container.ip,
+        });
+        let done = source_guard::reconcile(&sources.collect()).await?;
+        for line in &done {
+            info!("{line}");
+        }
+        Ok(!done.is_empty())
+    }
+
     /// Puts the containers' host-side devices right and notices those that vanished. Returns
     /// whether anything changed.
     pub(super) async fn mend_containers(&mut self) -> Result<bool, DaemonError> {
@@ -223,6 +245,7 @@ impl Node {
             }
             changed = true;
         }
+        changed |= self.guard_sources().await?;
         changed |= self.sync_containers()?;
         Ok(changed)
     }

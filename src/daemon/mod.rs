@@ -36,7 +36,7 @@ use crate::{
     control::server::{self, Request, SocketError},
     datapath::DatapathError,
     netlink::{Event, Netlink, NetlinkError, Watch, host_facts},
-    overlay::{reconcile::ReconcileErrors, sysctl::SysctlError},
+    overlay::{nftables::TableError, reconcile::ReconcileErrors, sysctl::SysctlError},
     state::{StateError, Store},
 };
 
@@ -82,6 +82,9 @@ pub enum DaemonError {
     /// The slow path.
     #[error("set up the overlay: {0}")]
     Overlay(#[from] ReconcileErrors),
+    /// Source validation.
+    #[error(transparent)]
+    Table(#[from] TableError),
     /// A container.
     #[error(transparent)]
     Container(#[from] ContainerError),

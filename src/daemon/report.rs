@@ -8,6 +8,7 @@ use crate::{
         server::{Refusal, RefusalKind, Request},
     },
     datapath::{DatapathError, clock},
+    overlay::source_guard,
     probe::{Roots, probe},
 };
 
@@ -48,7 +49,7 @@ impl Node {
                 let _ = answer.send(self.status().map_err(failed));
             }
             Request::Stats(answer) => {
-                let _ = answer.send(self.stats().map_err(failed));
+                let _ = answer.send(self.stats().await.map_err(failed));
             }
             Request::ListContainers(answer) => {
                 let _ = answer.send(Ok(self.list_containers()));
@@ -97,8 +98,8 @@ impl Node {
         Ok(Flushed { flows })
     }
 
-    /// Counters and hit ratios; none where there is no fast path.
-    fn stats(&self) -> Result<Stats, DatapathError> {
+    /// Counters and hit ratios; none of the programs' where there is no fast path.
+    async fn stats(&self) -> Result<Stats, DaemonError> {
         let counters = match &self.datapath {
             Some(datapath) => datapath.counters()?,
             None => Vec::new(),
@@ -106,6 +107,7 @@ impl Node {
         Ok(Stats {
             hit_ratio: HitRatio::of(&counters),
             counters,
+            spoofed: source_guard::dropped().await?.unwrap_or(0),
         })
     }
 

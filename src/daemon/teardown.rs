@@ -10,7 +10,7 @@ use crate::{
     },
     datapath::{attach, pins},
     netlink::Netlink,
-    overlay::{sysctl::Sysctls, teardown::teardown},
+    overlay::{source_guard, sysctl::Sysctls, teardown::teardown},
     state::{State, Store},
 };
 
@@ -76,6 +76,7 @@ pub async fn down(
         );
     }
     note(pins::remove_all(pins_root).map_err(|error| text(&error)));
+    note(source_guard::remove().await.map_err(|error| text(&error)));
     let slow_path = teardown(netlink, sysctls, state.tcp_be_liberal).await;
     note(slow_path.map_err(|error| text(&error)));
     if failures.is_empty() {

@@ -8,6 +8,7 @@ pub mod names;
 pub mod nftables;
 pub mod reconcile;
 mod ruleset;
+pub mod source_guard;
 pub mod step;
 pub mod sysctl;
 pub mod teardown;

@@ -27,15 +27,17 @@ pub const TABLE: &str = "oncache";
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     /// nft could not be run, or said no.
-    #[error("{operation} table inet {TABLE}: {reason}")]
+    #[error("{operation} table {family} {TABLE}: {reason}")]
     Nft {
         /// What was tried.
         operation: &'static str,
+        /// The table's family.
+        family: &'static str,
         /// nft's own words.
         reason: String,
     },
     /// nft's listing is not what it should be.
-    #[error("list table inet {TABLE}: {0}")]
+    #[error("list table {TABLE}: {0}")]
     Listing(#[from] serde_json::Error),
 }
 
@@ -59,7 +61,7 @@ pub async fn list_table() -> Result<Option<Fingerprint>, TableError> {
     match helper::get_current_ruleset_raw_async(helper::DEFAULT_NFT, listing).await {
         Ok(json) => Ok(Some(fingerprint(&json)?)),
         // Why it failed is told in words only; whether there is such a table can be asked.
-        Err(error) if table_exists().await? => Err(failed("list")(error)),
+        Err(error) if table_exists().await? => Err(failed("list", "inet")(error)),
         Err(_) => Ok(None),
     }
 }
@@ -72,7 +74,7 @@ pub async fn apply_table(wanted: &WantedTable) -> Result<(), TableError> {
     let transaction = wanted.transaction();
     helper::apply_ruleset_async(&transaction)
         .await
-        .map_err(failed("replace"))
+        .map_err(failed("replace", "inet"))
 }
 
 /// Removes the table; done as well if it is not there.
@@ -84,14 +86,14 @@ pub async fn remove_table() -> Result<(), TableError> {
     let transaction = batch(vec![NfCmd::Add(table()), NfCmd::Delete(table())]);
     helper::apply_ruleset_async(&transaction)
         .await
-        .map_err(failed("remove"))
+        .map_err(failed("remove", "inet"))
 }
 
 async fn table_exists() -> Result<bool, TableError> {
     let listing = ["list", "tables", "inet"];
     let json = helper::get_current_ruleset_raw_async(helper::DEFAULT_NFT, listing)
         .await
-        .map_err(failed("look for"))?;
+        .map_err(failed("look for", "inet"))?;
     let listing: Listing = serde_json::from_str(&json)?;
     Ok(listing.nftables.iter().any(
         |object| matches!(object, Listed::Table(table) if table.name.as_deref() == Some(TABLE)),
@@ -99,9 +101,13 @@ async fn table_exists() -> Result<bool, TableError> {
 }
 
 /// nft's words in one line, without the caret lines that point into a file nobody has.
-fn failed(operation: &'static str) -> impl Fn(NftablesError) -> TableError {
+pub(super) fn failed(
+    operation: &'static str,
+    family: &'static str,
+) -> impl Fn(NftablesError) -> TableError {
     move |error| TableError::Nft {
         operation,
+        family,
         reason: match error {
             NftablesError::NftFailed { stderr, .. } => one_line(&stderr),
             other => other.to_string(),

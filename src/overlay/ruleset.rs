@@ -200,7 +200,7 @@ fn rule(chain: &'static str, expr: Vec<Statement<'static>>) -> Rule<'static> {
 }
 
 /// FNV-1a, 64 bits: stable from one build to the next, which the standard library's hash is not.
-fn fnv1a(bytes: &[u8]) -> u64 {
+pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
