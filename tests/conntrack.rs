@@ -1,0 +1,342 @@
+//! Conntrack sees little of a cached flow, and must stay true all the same.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "constants and sizes of the C interface, all small"
+)]
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering},
+    thread::{scope, sleep},
+    time::{Duration, Instant},
+};
+
+use oncache_testbed::{
+    Container, Host, Lab, conntrack,
+    traffic::{Direction, Rounds, RoundsReport, Transfer, transfer},
+};
+
+/// Drops what conntrack finds invalid, and new flows unless they begin properly, on both hosts.
+fn be_strict(host: &Host) {
+    host.sh(
+        "nft 'table inet strict { chain forward { type filter hook forward priority -10; \
+         ct state invalid counter drop; \
+         tcp flags & (syn|ack) != syn ct state new counter drop; }; }'",
+    );
+}
+
+/// Packets that the strict rules dropped.
+fn refused(host: &Host) -> u64 {
+    let listing: serde_json::Value =
+        serde_json::from_str(&host.run(&["nft", "-j", "list", "table", "inet", "strict"]))
+            .expect("nft lists in JSON");
+    let objects = listing["nftables"].as_array().expect("a list");
+    let statements = objects
+        .iter()
+        .filter_map(|object| object["rule"]["expr"].as_array())
+        .flatten();
+    statements
+        .filter_map(|statement| statement["counter"]["packets"].as_u64())
+        .sum()
+}
+
+/// Whether conntrack holds an entry to `port`.
+fn is_tracked(host: &Host, port: u16) -> bool {
+    conntrack(host)
+        .iter()
+        .any(|entry| entry.original.destination_port == Some(port))
+}
+
+#[test]
+fn busy_flows_outlive_the_timeouts() {
+    let lab = Lab::two_hosts(env!("CARGO_BIN_EXE_oncache"));
+    for host in lab.all() {
+        host.set_sysctl("net.netfilter.nf_conntrack_udp_timeout_stream", "10");
+        host.set_sysctl("net.netfilter.nf_conntrack_tcp_timeout_established", "10");
+    }
+    lab.start();
+    let client = lab.alpha().add_container("client");
+    let server = lab.beta().add_container("server");
+    lab.all().iter().for_each(be_strict);
+    let two_minutes = Duration::from_secs(120);
+    // A round every 100 µs or so keeps both cores busy; the flows' packets matter, not their rate.
+    let rounds = || {
+        let mut rounds = Rounds::lasting(two_minutes);
+        rounds.count = u64::MAX;
+        rounds
+    };
+    let (tcp, udp) = scope(|scope| {
+        let tcp = scope.spawn(|| rounds().tcp(&client, &server, 4001));
+        let udp = scope.spawn(|| rounds().udp(&client, &server, 4002));
+        let began = Instant::now();
+        sleep(Duration::from_secs(2));
+        let mut looks = 0;
+        while began.elapsed() < two_minutes - Duration::from_secs(2) {
+            for host in lab.all() {
+                for port in [4001, 4002] {
+                    assert!(is_tracked(host, port), "{}: {port} forgotten", host.name);
+                }
+            }
+            looks += 1;
+            sleep(Duration::from_secs(1));
+        }
+        println!("{looks} looks at conntrack found both flows");
+        assert!(looks > 60, "{looks}");
+        (
+            tcp.join().expect("the rounds end"),
+            udp.join().expect("the rounds end"),
+        )
+    });
+    for (name, report) in [("TCP", &tcp), ("UDP", &udp)] {
+        println!("{name}: {report}");
+        assert_eq!(
+            (report.lost, report.wrong, &report.error),
+            (0, 0, &None),
+            "{report}"
+        );
+    }
+    for host in lab.all() {
+        let counters = host.counters();
+        println!("{}: lease {}, {counters}", host.name, lease(host));
+        assert_eq!(
+            refused(host),
+            0,
+            "{}: packets came as new or invalid",
+            host.name
+        );
+        assert!(lease(host) <= 5000, "the lease follows the timeouts");
+        assert_fast(&tcp, &udp, counters.get("egress", "hit"));
+    }
+}
+
+fn assert_fast(tcp: &RoundsReport, udp: &RoundsReport, hits: u64) {
+    let rounds = tcp.completed + udp.completed;
+    assert!(hits * 100 > rounds * 99, "{hits} hits in {rounds} rounds");
+}
+
+fn lease(host: &Host) -> u64 {
+    let status = host.oncache_json(&["status", "--json"]);
+    status["cache"]["lease_ms"].as_u64().expect("a number")
+}
+
+#[test]
+fn evictions_in_mid_flow_stall_nothing() {
+    let lab = Lab::two_hosts(env!("CARGO_BIN_EXE_oncache"));
+    lab.start();
+    let client = lab.alpha().add_container("client");
+    let server = lab.beta().add_container("server");
+    lab.all().iter().for_each(be_strict);
+    let over = AtomicBool::new(false);
+    let (slowest, flushes) = scope(|scope| {
+        let flusher = scope.spawn(|| {
+            let mut flushes = 0;
+            // Now the one host, now the other: mostly one direction is cached and the other not.
+            for host in lab.all().iter().cycle() {
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                host.oncache_ok(&["cache", "flush"]);
+                flushes += 1;
+                sleep(Duration::from_millis(3 + flushes % 17));
+            }
+            flushes
+        });
+        let mut slowest = Duration::ZERO;
+        for number in 0..100 {
+            let report = Transfer::new(&client, &server, 4003)
+                .bytes(4 << 20)
+                .direction(Direction::Both)
+                .pace(40 << 20)
+                .seed(number)
+                .start()
+                .wait();
+            assert!(report.intact(), "transfer {number}: {report}");
+            slowest = slowest.max(report.longest_pause());
+        }
+        over.store(true, Ordering::Relaxed);
+        (slowest, flusher.join().expect("the flusher ends"))
+    });
+    println!("100 transfers under {flushes} flushes; the longest pause was {slowest:?}");
+    assert!(flushes > 50, "{flushes}");
+    assert!(
+        slowest < Duration::from_secs(2),
+        "a transfer stalled for {slowest:?}"
+    );
+    for host in lab.all() {
+        println!(
+            "{}: {} refused, {}",
+            host.name,
+            refused(host),
+            host.counters()
+        );
+        assert!(
+            host.counters().get("egress", "hit") > 100,
+            "some packets were fast"
+        );
+        assert_eq!(refused(host), 0, "{}: packets came as invalid", host.name);
+    }
+}
+
+/// A connection from a fixed port, as `SO_REUSEADDR` lets it be had again at once.
+fn connect_from(port: u16, to: SocketAddr) -> TcpStream {
+    // SAFETY: plain system calls; the descriptor is owned by the stream that is returned.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        assert!(socket >= 0, "socket: {}", std::io::Error::last_os_error());
+        let stream = TcpStream::from(OwnedFd::from_raw_fd(socket));
+        let on: libc::c_int = 1;
+        libc::setsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_REUSEADDR,
+            (&raw const on).cast(),
+            4,
+        );
+        let SocketAddr::V4(to) = to else {
+            panic!("IPv4 only")
+        };
+        for (call, address, port) in [
+            ("bind", 0, port),
+            ("connect", u32::from(*to.ip()).to_be(), to.port()),
+        ] {
+            let address = libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: port.to_be(),
+                sin_addr: libc::in_addr { s_addr: address },
+                sin_zero: [0; 8],
+            };
+            let length = size_of_val(&address) as libc::socklen_t;
+            let outcome = if call == "bind" {
+                libc::bind(socket, (&raw const address).cast(), length)
+            } else {
+                libc::connect(socket, (&raw const address).cast(), length)
+            };
+            assert_eq!(outcome, 0, "{call}: {}", std::io::Error::last_os_error());
+        }
+        stream
+    }
+}
+
+/// Closes without waiting: the peer gets a RST.
+fn reset(stream: &TcpStream) {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    // SAFETY: the option's value lives through the call and is as long as said.
+    let outcome = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of::<libc::linger>() as libc::socklen_t,
+        )
+    };
+    assert_eq!(outcome, 0, "SO_LINGER: {}", std::io::Error::last_os_error());
+}
+
+/// How a connection of [`reuse_the_port`] ends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum End {
+    ClientResets,
+    ServerCloses,
+}
+
+/// Connects `count` times one after another from the same port; returns the slowest.
+fn reuse_the_port(client: &Container, server: &Container, count: usize, end: End) -> Duration {
+    let listener = server.enter(|| TcpListener::bind((server.ip, 4004)).expect("listen"));
+    let address = SocketAddr::from((server.ip, 4004));
+    scope(|scope| {
+        scope.spawn(move || {
+            for stream in listener.incoming().take(count) {
+                let mut stream = stream.expect("accept");
+                stream
+                    .set_read_timeout(Some(Duration::from_secs(5)))
+                    .expect("set a time-out");
+                let mut request = [0; 1000];
+                for _ in 0..5 {
+                    stream.read_exact(&mut request).expect("read a request");
+                    stream.write_all(&request).expect("write an answer");
+                }
+                if end == End::ClientResets {
+                    // Until the reset arrives.
+                    let _ = stream.read(&mut request);
+                }
+            }
+        });
+        let mut slowest = Duration::ZERO;
+        for number in 0..count {
+            let began = Instant::now();
+            let mut stream = client.enter(|| connect_from(4005, address));
+            stream
+                .set_read_timeout(Some(Duration::from_secs(5)))
+                .expect("set a time-out");
+            let body = [u8::try_from(number % 251).expect("small"); 1000];
+            let mut answer = [0; 1000];
+            for _ in 0..5 {
+                stream.write_all(&body).expect("write a request");
+                stream
+                    .read_exact(&mut answer)
+                    .unwrap_or_else(|error| panic!("connection {number}: {error}"));
+                assert_eq!(answer, body, "connection {number}");
+            }
+            match end {
+                End::ClientResets => reset(&stream),
+                End::ServerCloses => {
+                    assert_eq!(stream.read(&mut answer).expect("read the end"), 0);
+                }
+            }
+            drop(stream);
+            slowest = slowest.max(began.elapsed());
+        }
+        slowest
+    })
+}
+
+#[test]
+fn a_port_can_be_used_again_right_after_close() {
+    let lab = Lab::two_hosts(env!("CARGO_BIN_EXE_oncache"));
+    lab.start();
+    let client = lab.alpha().add_container("client");
+    let server = lab.beta().add_container("server");
+    lab.all().iter().for_each(be_strict);
+    for end in [End::ClientResets, End::ServerCloses] {
+        let slowest = reuse_the_port(&client, &server, 300, end);
+        println!("300 connections from one port, {end:?}: the slowest took {slowest:?}");
+        assert!(slowest < Duration::from_secs(1), "{end:?}: {slowest:?}");
+    }
+    for host in lab.all() {
+        println!(
+            "{}: {} refused, {}",
+            host.name,
+            refused(host),
+            host.counters()
+        );
+        assert_eq!(refused(host), 0, "{}: packets came as invalid", host.name);
+        assert!(host.counters().get("egress", "hit") > 1000, "{}", host.name);
+    }
+}
+
+#[test]
+fn a_plain_host_and_a_caching_one_understand_each_other() {
+    let lab = Lab::two_hosts(env!("CARGO_BIN_EXE_oncache"));
+    let beta = lab.beta();
+    beta.write_config(&beta.default_config().cache(false).to_string());
+    lab.start();
+    let client = lab.alpha().add_container("client");
+    let server = beta.add_container("server");
+    for (from, to, port) in [(&client, &server, 4006), (&server, &client, 4007)] {
+        let report = transfer(from, to, port, 30 << 20, Direction::Both);
+        println!("{report}");
+        assert!(report.intact(), "{report}");
+        let report = Rounds::new(500).udp(from, to, port + 10);
+        assert_eq!((report.completed, report.lost), (500, 0), "{report}");
+    }
+    let counters = lab.alpha().counters();
+    println!("alpha: {counters}");
+    assert!(counters.get("egress", "hit") > 1500 && counters.get("ingress", "hit") > 1500);
+    assert_eq!(beta.counters().get("egress", "hit"), 0);
+}
