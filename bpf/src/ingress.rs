@@ -39,6 +39,12 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     if !inner.fits(skb, unsafe { constant!(mtu) }) {
         return Err(Some(Reason::OverMtu));
     }
+    // Congestion marked on a packet whose sender does not know of ECN: the kernel drops it
+    // (include/net/inet_ecn.h, `__INET_ECN_decapsulate`; RFC 6040, section 4.2).
+    let congested = outer.tos & ECN_MASK == ECN_CE;
+    if congested && inner.tos & ECN_MASK == 0 {
+        return Err(Some(Reason::OuterCongestion));
+    }
     // The tunnel's mark on the aggregate can't be taken off here, and UDP reception would then
     // split it at the wrong headers and lose it (net/ipv4/udp.c, `udp_unexpected_gso`).
     if inner.protocol == UDP && skb.gso_size() != 0 {
@@ -51,6 +57,9 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     let epoch = settings().ok_or(Reason::HelperFailed)?.epoch;
     match cached(&inner, &outer, &key, local, epoch) {
         Ok((destination, source)) => {
+            if congested {
+                inner::mark_congestion(skb, HEADER_LEN)?;
+            }
             let action = deliver(skb, local.ifindex, destination, source)?;
             count(Program::Ingress, Reason::Hit);
             Ok(action)
@@ -72,9 +81,6 @@ fn check_outer(skb: &Skb, outer: &Outer) -> Result<(), Reason> {
     }
     if outer.checksum != 0 {
         return Err(Reason::OuterChecksum);
-    }
-    if outer.tos & ECN_MASK == ECN_CE {
-        return Err(Reason::OuterCongestion);
     }
     if outer.vni != vni {
         return Err(Reason::OtherVni);
@@ -129,6 +135,7 @@ fn cached(
 fn deliver(skb: &Skb, ifindex: u32, destination: MacWord, source: MacWord) -> Result<i32, Reason> {
     inner::decrement_ttl(skb, HEADER_LEN)?;
     if let Err(reason) = skb.adjust_room(-(OVERHEAD as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)) {
+        // A congestion mark that was copied inside may stay: the slow path would copy it again.
         inner::restore_ttl(skb, HEADER_LEN)?;
         return Err(reason);
     }

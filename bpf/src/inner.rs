@@ -4,7 +4,9 @@
 use oncache_abi::{
     checksum::{fold, sum_header, update},
     flow::FlowKey,
-    headers::{FRAGMENT, IPV4_LEN, IPV4_PLAIN, TCP, TCP_LEN, TCP_STATE_FLAGS, UDP, UDP_LEN},
+    headers::{
+        ECN_CE, FRAGMENT, IPV4_LEN, IPV4_PLAIN, TCP, TCP_LEN, TCP_STATE_FLAGS, UDP, UDP_LEN,
+    },
     reason::Reason,
 };
 
@@ -195,6 +197,26 @@ pub fn decrement_ttl(skb: &Skb, offset: usize) -> Result<(), Reason> {
 #[inline(always)]
 pub fn restore_ttl(skb: &Skb, offset: usize) -> Result<(), Reason> {
     change_ttl(skb, offset, 1)
+}
+
+/// Sets both ECN bits of the header at `offset`, checksum included (include/net/inet_ecn.h,
+/// `IP_ECN_set_ce`).
+#[inline(always)]
+pub fn mark_congestion(skb: &Skb, offset: usize) -> Result<(), Reason> {
+    const CHECKSUM: usize = 10;
+    let start: *mut [u8; IPV4_LEN] = skb.at(offset)?;
+    let start = start.cast::<u8>();
+    // SAFETY: all twenty bytes lie within the packet; BPF needs no alignment.
+    unsafe {
+        let word = start.cast::<u16>();
+        let checksum = start.add(CHECKSUM).cast::<u16>();
+        let old = *word;
+        let [version, tos] = old.to_ne_bytes();
+        let new = u16::from_ne_bytes([version, tos | ECN_CE]);
+        *word = new;
+        *checksum = update(*checksum, old, new);
+    }
+    Ok(())
 }
 
 /// Adds `by` to the TTL, modulo 256.
