@@ -183,8 +183,9 @@ fn write_headers(
     const SOURCE_PORT: usize = ETH_LEN + IPV4_LEN;
     const UDP_LENGTH: usize = ETH_LEN + IPV4_LEN + 4;
 
+    // All that is written, before anything is.
+    let frame: *mut [u8; HEADER_LEN + IPV4_LEN] = skb.at(0)?;
     inner::decrement_ttl(skb, HEADER_LEN)?;
-    let frame: *mut [u64; HEADER_LEN / 8] = skb.at(0)?;
     let tos = outer_tos(inner.tos);
     let total_length = (inner.total_length + OVERHEAD as u16).to_be();
     // The outer packet may be fragmented on its way (the kernel leaves DF off), so its ID has to
@@ -199,8 +200,8 @@ fn write_headers(
     let udp_length = (inner.total_length + (OVERHEAD - IPV4_LEN) as u16).to_be();
     // SAFETY: all 64 bytes lie within the packet; BPF stores need no alignment.
     unsafe {
-        *frame = headers.template;
         let bytes = frame.cast::<u8>();
+        *bytes.cast::<[u64; HEADER_LEN / 8]>() = headers.template;
         *bytes.add(TOS) = tos;
         *bytes.add(TOTAL_LENGTH).cast::<u16>() = total_length;
         *bytes.add(ID).cast::<u16>() = id;

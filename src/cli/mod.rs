@@ -73,7 +73,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // Several faults of a configuration are several lines already.
-            for line in format!("{error:#}").lines() {
+            for line in one_line(&error).lines() {
                 eprintln!("oncache: {line}");
             }
             ExitCode::FAILURE
@@ -98,6 +98,21 @@ async fn run_command(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// An error with its causes, as far as it does not tell of them itself.
+fn one_line(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .skip(1)
+        .fold(error.to_string(), |line, cause| {
+            let cause = cause.to_string();
+            if line.contains(&cause) {
+                line
+            } else {
+                format!("{line}: {cause}")
+            }
+        })
 }
 
 /// Prints a value as indented JSON.

@@ -193,15 +193,14 @@ async fn serve_node(
             }
             request = requests.recv() => match request {
                 Some(Request::Down(answer)) => {
-                    let outcome = node.down().await;
-                    let done = outcome.is_ok();
+                    // Whatever came of it, the node is taken apart: a second `oncache down` goes on
+                    // from the state file.
+                    let outcome = node.down().await.map_err(report::failed);
                     // The asker may be gone; the work is done all the same.
-                    let _ = answer.send(outcome.map_err(report::failed));
-                    if done {
-                        // Let the answer out before the socket closes.
-                        tokio::time::sleep(SETTLE).await;
-                        return Ok(Ended::Down);
-                    }
+                    let _ = answer.send(outcome);
+                    // Let the answer out before the socket closes.
+                    tokio::time::sleep(SETTLE).await;
+                    return Ok(Ended::Down);
                 }
                 Some(request) => node.answer(request).await,
                 None => return Ok(Ended::Signal),

@@ -5,6 +5,8 @@ use netlink_packet_route::{
     tc::{TcHandle, TcHeader, TcMessage},
 };
 
+use nix::errno::Errno;
+
 use super::{Netlink, NetlinkError};
 
 /// `TC_H_CLSACT` (include/uapi/linux/pkt_sched.h): parent of the clsact qdisc.
@@ -52,7 +54,9 @@ impl Netlink {
             .change_on(link.index, "delete qdisc clsact", deletion, 0)
             .await
         {
-            Err(error) if !error.is_absent() => Err(error),
+            // EINVAL is the kernel's word for a handle that no qdisc has (net/sched/sch_api.c,
+            // `tc_get_qdisc`).
+            Err(error) if !error.is_absent() && error.errno() != Some(Errno::EINVAL) => Err(error),
             _ => Ok(()),
         }
     }
