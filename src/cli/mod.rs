@@ -73,12 +73,24 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // Several faults of a configuration are several lines already.
-            for line in one_line(&error).lines() {
+            for line in said(&error).lines() {
                 eprintln!("oncache: {line}");
             }
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, each said once: most errors say theirs themselves.
+fn said(error: &anyhow::Error) -> String {
+    let causes = error.chain().skip(1).map(ToString::to_string);
+    causes.fold(error.to_string(), |line, cause| {
+        if line.contains(&cause) {
+            line
+        } else {
+            format!("{line}: {cause}")
+        }
+    })
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -98,21 +110,6 @@ async fn run_command(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// An error with its causes, as far as it does not tell of them itself.
-fn one_line(error: &anyhow::Error) -> String {
-    error
-        .chain()
-        .skip(1)
-        .fold(error.to_string(), |line, cause| {
-            let cause = cause.to_string();
-            if line.contains(&cause) {
-                line
-            } else {
-                format!("{line}: {cause}")
-            }
-        })
 }
 
 /// Prints a value as indented JSON.

@@ -11,8 +11,8 @@ use std::{
 
 use aya::{
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
-        links::{FdLink, LinkError, PinnedLink},
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+        links::{FdLink, Link as _, LinkError, PinnedLink},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
     },
     sys::SyscallError,
@@ -101,8 +101,8 @@ fn unescape(name: &str) -> String {
 }
 
 impl Datapath {
-    /// Attaches `programs` to `device`, or replaces those of an earlier load that are on it.
-    /// Returns whether a clsact qdisc was made for it.
+    /// Attaches `programs` to `device`, or replaces those of an earlier load that are on it, in
+    /// whichever way they were attached. Returns whether a clsact qdisc was made for it.
     ///
     /// # Errors
     ///
@@ -110,9 +110,17 @@ impl Datapath {
     pub fn attach(&mut self, device: &str, programs: [Program; 2]) -> Result<bool, DatapathError> {
         let mut made_clsact = false;
         for program in programs {
+            // What an earlier load attached the other way goes second: no packet may meet a device
+            // without a program.
             match self.mode {
-                AttachMode::Tcx => self.attach_tcx(device, program)?,
-                AttachMode::Clsact => made_clsact |= self.attach_clsact(device, program)?,
+                AttachMode::Tcx => {
+                    self.attach_tcx(device, program)?;
+                    detach_clsact(device, program)?;
+                }
+                AttachMode::Clsact => {
+                    made_clsact |= self.attach_clsact(device, program)?;
+                    pins::remove(&pin(&self.root, device, program))?;
+                }
             }
         }
         Ok(made_clsact)
@@ -250,19 +258,30 @@ pub fn detach(root: &Path, device: &str) -> Result<(), DatapathError> {
     let mut first = Ok(());
     for program in Program::ALL {
         let unpinned = pins::remove(&pin(root, device, program));
-        // Finding no filter, qdisc or device is what was wanted.
-        let unfiltered = match tc::qdisc_detach_program(device, hook(program), program.name()) {
-            Ok(()) => Ok(()),
-            Err(error) if is_absent(&error) => Ok(()),
-            Err(error) => Err(DatapathError::Attach {
-                program: program.name(),
-                device: device.to_owned(),
-                reason: format!("detach: {}", chain(&error)),
-            }),
-        };
-        first = first.and(unpinned).and(unfiltered);
+        first = first.and(unpinned).and(detach_clsact(device, program));
     }
     first
+}
+
+/// Removes the filter of `program`, known by its hook, priority and handle: another program's may
+/// have its name. Finding no filter, qdisc or device is what was wanted.
+fn detach_clsact(device: &str, program: Program) -> Result<(), DatapathError> {
+    let failed = |reason: String| DatapathError::Attach {
+        program: program.name(),
+        device: device.to_owned(),
+        reason: format!("detach: {reason}"),
+    };
+    let filter =
+        SchedClassifierLink::attached(device, hook(program), CLSACT_PRIORITY, CLSACT_HANDLE, None);
+    let filter = match filter {
+        Ok(filter) => filter,
+        Err(error) if is_absent(error.raw_os_error()) => return Ok(()),
+        Err(error) => return Err(failed(error.to_string())),
+    };
+    match filter.detach() {
+        Err(ProgramError::NetlinkError(error)) if is_absent(error.raw_os_error()) => Ok(()),
+        outcome => outcome.map_err(|error| failed(chain(&error))),
+    }
 }
 
 /// Names of devices that have pinned links below `root`.
@@ -306,15 +325,10 @@ fn is_there_already(error: &TcError) -> bool {
         || raw_os_error(error) == Some(nix::errno::Errno::EEXIST as i32)
 }
 
-fn is_absent(error: &TcError) -> bool {
+fn is_absent(code: Option<i32>) -> bool {
     use nix::errno::Errno;
-    if let TcError::IoError(error) = error
-        && error.kind() == io::ErrorKind::NotFound
-    {
-        return true;
-    }
     let absent = [Errno::ENOENT, Errno::EINVAL, Errno::ENODEV, Errno::ENXIO];
-    raw_os_error(error).is_some_and(|code| absent.iter().any(|errno| *errno as i32 == code))
+    code.is_some_and(|code| absent.iter().any(|errno| *errno as i32 == code))
 }
 
 #[cfg(test)]
