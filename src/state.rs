@@ -44,8 +44,8 @@ pub struct Container {
     pub ip: Ipv4Addr,
     /// Path of its network namespace.
     pub netns: PathBuf,
-    /// Whether the namespace was made by oncache, and goes with the container.
-    pub owns_netns: bool,
+    /// Inode number of the namespace if it was made by oncache, and goes with the container.
+    pub owned_netns: Option<u64>,
     /// Name of the device inside.
     pub ifname: String,
     /// Name of the host-side device.

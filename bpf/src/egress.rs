@@ -44,7 +44,9 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     // SAFETY (of `constant!`): see `maps::volatile`.
     let (network, netmask, mtu) =
         unsafe { (constant!(network), constant!(netmask), constant!(mtu)) };
-    if inner.destination & netmask != network {
+    // SAFETY (of `constant!`): see `maps::volatile`.
+    let to_gateway = inner.destination == unsafe { constant!(gateway_address) };
+    if inner.destination & netmask != network || to_gateway {
         return Err(Some(Reason::OutsideNetwork));
     }
     if inner.ttl <= 1 {

@@ -49,6 +49,7 @@ static CONSTANTS: Constants = Constants {
     vni: 0,
     mark_mask: 0,
     mtu: 0,
+    gateway_address: 0,
     port: 0,
     vtep: [0; 6],
     gateway: [0; 6],

@@ -26,7 +26,7 @@ impl Down {
 /// Removes what a dead daemon left.
 async fn without_daemon(socket: &Path, state: PathBuf) -> anyhow::Result<()> {
     // Refuses if a daemon lives that only did not answer.
-    let lock = Lock::take(socket)?;
+    let _lock = Lock::take()?;
     let store = Store::new(state);
     let state = store.load()?;
     let netlink = Netlink::new()?;
@@ -40,7 +40,6 @@ async fn without_daemon(socket: &Path, state: PathBuf) -> anyhow::Result<()> {
     .await?;
     // A dead daemon's socket answers nobody.
     let _ = std::fs::remove_file(socket);
-    lock.remove();
     // Ours only if nobody put anything else there.
     let _ = socket.parent().map(std::fs::remove_dir);
     Ok(())

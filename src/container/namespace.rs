@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::fd::AsRawFd as _,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     thread,
 };
@@ -47,13 +47,13 @@ pub fn path(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(name)
 }
 
-/// Makes a namespace at `path`.
+/// Makes a namespace at `path` and returns its inode number, which tells it from others.
 ///
 /// # Errors
 ///
 /// [`NamespaceError`]; nothing is left behind. A file that is there already is an error: the
 /// namespace is somebody else's.
-pub fn create(path: &Path) -> Result<(), NamespaceError> {
+pub fn create(path: &Path) -> Result<u64, NamespaceError> {
     share_directory().map_err(failed("prepare the directory of", path, ""))?;
     OpenOptions::new()
         .write(true)
@@ -62,7 +62,7 @@ pub fn create(path: &Path) -> Result<(), NamespaceError> {
         .map_err(failed("create", path, "; name an existing one by --netns"))?;
     let target = path.to_owned();
     // A thread of its own: unshare() moves the calling thread for good.
-    let made = thread::spawn(move || -> io::Result<()> {
+    let made = thread::spawn(move || -> io::Result<u64> {
         unshare(CloneFlags::CLONE_NEWNET)?;
         let own = Path::new("/proc/thread-self/ns/net");
         mount(
@@ -72,7 +72,7 @@ pub fn create(path: &Path) -> Result<(), NamespaceError> {
             MsFlags::MS_BIND,
             None::<&str>,
         )?;
-        Ok(())
+        Ok(fs::metadata(own)?.ino())
     })
     .join()
     .unwrap_or_else(|_| Err(io::Error::other("the thread that makes it died")));
@@ -83,13 +83,17 @@ pub fn create(path: &Path) -> Result<(), NamespaceError> {
     })
 }
 
-/// Removes the namespace at `path`; no error where it is gone already. Processes in it keep it
+/// Removes the namespace at `path`, if it is the one with this inode number: after a reboot it may
+/// be somebody else's by the same name. No error where it is gone already. Processes in it keep it
 /// alive, nameless.
 ///
 /// # Errors
 ///
 /// [`NamespaceError`].
-pub fn remove(path: &Path) -> Result<(), NamespaceError> {
+pub fn remove(path: &Path, inode: u64) -> Result<(), NamespaceError> {
+    if fs::metadata(path).is_ok_and(|present| present.ino() != inode) {
+        return Ok(());
+    }
     // Not mounted (EINVAL) or not there (ENOENT) is as wanted.
     let _ = umount2(path, MntFlags::MNT_DETACH);
     match fs::remove_file(path) {

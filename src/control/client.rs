@@ -143,7 +143,9 @@ impl Client {
                     path: self.socket.clone(),
                     source,
                 })?;
-        http1::handshake(TokioIo::new(stream)).await.map_err(broken)
+        http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| broken(&error))
     }
 }
 

@@ -36,9 +36,11 @@ impl Node {
         request: AddContainer,
     ) -> Result<ContainerInfo, DaemonError> {
         let name = request.name.clone();
-        let container = self.plan(request)?;
-        if container.owns_netns {
-            namespace::create(&container.netns).map_err(ContainerError::from)?;
+        let make_netns = request.netns.is_none();
+        let mut container = self.plan(request)?;
+        if make_netns {
+            let inode = namespace::create(&container.netns).map_err(ContainerError::from)?;
+            container.owned_netns = Some(inode);
         }
         // Noted before its devices are made: a crash leaves a record to clean up by.
         self.state.containers.insert(name.clone(), container);
@@ -86,7 +88,7 @@ impl Node {
         };
         Ok(Container {
             ip,
-            owns_netns: request.netns.is_none(),
+            owned_netns: None,
             netns: request.netns.unwrap_or_else(|| namespace::path(&name)),
             ifname: request.ifname,
             device: host_device(&name),
@@ -164,8 +166,8 @@ impl Node {
         );
         let removed = remove_device(&self.netlink, &container.device).await;
         failures.extend(removed.err().map(DaemonError::from));
-        if container.owns_netns {
-            let removed = namespace::remove(&container.netns).map_err(ContainerError::from);
+        if let Some(inode) = container.owned_netns {
+            let removed = namespace::remove(&container.netns, inode).map_err(ContainerError::from);
             failures.extend(removed.err().map(DaemonError::from));
         }
         let was_connected = self.devices.remove(name).is_some();

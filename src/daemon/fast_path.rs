@@ -55,13 +55,13 @@ impl Node {
         datapath.set_peers(&peers)?;
         self.datapath = Some(datapath);
         self.sync_containers()?;
-        self.attach_underlay()?;
-        for container in self.state.containers.values() {
-            if let Some(datapath) = &mut self.datapath {
-                datapath.attach(&container.device, CONTAINER)?;
-            }
+        // What was learned under another configuration dies before these programs see it, and what
+        // the programs before them may have learned meanwhile dies after.
+        let renewed = self.tune_fast_path()?;
+        self.mend_attachments()?;
+        if renewed && let Some(datapath) = &mut self.datapath {
+            datapath.raise_epoch()?;
         }
-        self.tune_fast_path()?;
         let stale = pins::remove_other_maps(root, &pins::maps(root, sizes))?;
         for name in stale {
             info!("removed maps of another version or size: {name}");
@@ -69,24 +69,43 @@ impl Node {
         Ok(())
     }
 
-    fn attach_underlay(&mut self) -> Result<(), DaemonError> {
-        let underlay = self.config.node.underlay.clone();
+    /// Puts the programs on every device that has to have them, where they are not: somebody may
+    /// have removed a qdisc or a link.
+    pub(super) fn mend_attachments(&mut self) -> Result<(), DaemonError> {
         let Some(datapath) = &mut self.datapath else {
             return Ok(());
         };
-        let made_clsact = datapath.attach(&underlay, UNDERLAY)?;
-        if made_clsact && !self.state.clsact.contains(&underlay) {
+        let underlay = self.config.node.underlay.clone();
+        let attached = datapath.attach(&underlay, UNDERLAY)?;
+        if attached.fresh {
+            info!("attached programs to {underlay}");
+        }
+        for container in self.state.containers.values() {
+            if datapath.attach(&container.device, CONTAINER)?.fresh {
+                info!("attached programs to {}", container.device);
+            }
+        }
+        let before = (self.state.underlay.clone(), self.state.clsact.len());
+        if attached.made_clsact && !self.state.clsact.contains(&underlay) {
             self.state.clsact.push(underlay.clone());
         }
         self.state.underlay = Some(underlay);
-        self.store.save(&self.state)?;
+        if before != (self.state.underlay.clone(), self.state.clsact.len()) {
+            self.store.save(&self.state)?;
+        }
         Ok(())
     }
 
     /// Takes the programs off an underlay device that is one no more.
-    pub(super) fn leave_underlay(&self, device: &str) {
+    pub(super) async fn leave_underlay(&mut self, device: &str) {
         if let Err(reason) = attach::detach(Path::new(PIN_ROOT), device) {
             error!("leave the underlay device: {reason}");
+        }
+        if self.state.clsact.iter().any(|made| made == device) {
+            match self.netlink.delete_clsact(device).await {
+                Ok(()) => self.state.clsact.retain(|made| made != device),
+                Err(reason) => error!("leave the underlay device: {reason}"),
+            }
         }
     }
 
@@ -122,22 +141,12 @@ impl Node {
 
     /// Sets lease and ports as the host's settings ask for; a new epoch where what was learned
     /// under another configuration does not hold.
-    pub(super) fn tune_fast_path(&mut self) -> Result<(), DaemonError> {
+    /// Returns whether the epoch was raised.
+    pub(super) fn tune_fast_path(&mut self) -> Result<bool, DaemonError> {
         let timeouts = self.sysctls.conntrack_timeouts()?;
-        let seconds: Vec<u64> = timeouts.map_or_else(Vec::new, |timeouts| {
-            [
-                timeouts.udp,
-                timeouts.udp_stream,
-                timeouts.tcp_established,
-                timeouts.tcp_fin_wait,
-                timeouts.tcp_close_wait,
-            ]
-            .map(u64::from)
-            .to_vec()
-        });
         let ports = self.sysctls.local_port_range()?;
         let tuning = Tuning {
-            lease: effective_lease(self.config.cache.lease, &seconds),
+            lease: effective_lease(self.config.cache.lease, &timeouts),
             ports: (*ports.start(), *ports.end()),
             fingerprint: fingerprint(&self.config),
         };
@@ -145,8 +154,9 @@ impl Node {
             && datapath.tune(&tuning)?
         {
             info!("new epoch: what was learned belongs to another configuration");
+            return Ok(true);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Makes everything learned so far dead, after a change in the slow path.
@@ -200,6 +210,7 @@ fn constants(config: &Config) -> Constants {
         port: config.overlay.port.to_be(),
         vtep: vtep_mac(config.node.address),
         gateway: gateway_mac(config.overlay.gateway()),
+        gateway_address: u32::from(config.overlay.gateway()).to_be(),
         reserved: [0; 2],
     }
 }

@@ -1,76 +1,51 @@
-//! One daemon a socket.
+//! One daemon a host.
 
 use std::{
-    fs::{self, File, OpenOptions},
     io,
-    path::{Path, PathBuf},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixListener},
+    },
 };
 
-use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
+
+/// Name of the lock: an abstract Unix socket, of which each network namespace, and thus each host,
+/// has its own (unix(7), "Abstract sockets"). It leaves no file, and the kernel frees it with the
+/// process.
+const NAME: &[u8] = b"oncache-daemon";
 
 /// Another daemon runs, or it can't be known.
 #[derive(Debug, Error)]
 pub enum LockError {
     /// Another daemon holds the lock.
-    #[error("another daemon serves {0}; stop it first, or give this one another --socket")]
-    Held(PathBuf),
-    /// The lock file can't be used.
-    #[error("open lock file {path}: {source}{}", advice(.source))]
-    File {
-        /// The lock file.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
+    #[error("another oncache daemon runs on this host; stop it first")]
+    Held,
+    /// The lock can't be had for another reason.
+    #[error("take the lock @oncache-daemon: {0}")]
+    Failed(io::Error),
 }
 
-fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => "; run as root",
-        _ => "",
-    }
-}
-
-/// Held while the daemon of a socket lives; the kernel frees it with the process.
+/// Held while the host's daemon lives.
 #[derive(Debug)]
 pub struct Lock {
-    path: PathBuf,
-    _file: Flock<File>,
+    _socket: UnixListener,
 }
 
 impl Lock {
-    /// Takes the lock of the daemon at `socket`.
+    /// Takes the lock of the host, that is of this thread's network namespace.
     ///
     /// # Errors
     ///
     /// [`LockError`].
-    pub fn take(socket: &Path) -> Result<Self, LockError> {
-        let path = socket.with_extension("lock");
-        let failed = |source| LockError::File {
-            path: path.clone(),
-            source,
-        };
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(failed)?;
+    pub fn take() -> Result<Self, LockError> {
+        let taken =
+            SocketAddr::from_abstract_name(NAME).and_then(|name| UnixListener::bind_addr(&name));
+        match taken {
+            Ok(socket) => Ok(Self { _socket: socket }),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(LockError::Held),
+            Err(error) => Err(LockError::Failed(error)),
         }
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(failed)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Self { path, _file: file }),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(LockError::Held(socket.to_owned())),
-            Err((_, errno)) => Err(failed(errno.into())),
-        }
-    }
-
-    /// Removes the lock's file, on the way out for good.
-    pub fn remove(self) {
-        // A file that stays does no harm: the lock is on its content, not its presence.
-        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -81,11 +56,12 @@ mod tests {
 
     #[test]
     fn the_second_is_refused_while_the_first_lives() {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("oncache.sock");
-        let first = Lock::take(&socket).unwrap();
-        assert!(matches!(Lock::take(&socket), Err(LockError::Held(_))));
+        // A daemon that really runs here would hold it.
+        let Ok(first) = Lock::take() else {
+            panic!("an oncache daemon runs on this machine")
+        };
+        assert!(matches!(Lock::take(), Err(LockError::Held)));
         drop(first);
-        Lock::take(&socket).unwrap();
+        Lock::take().unwrap();
     }
 }

@@ -154,7 +154,7 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
     let netlink = Netlink::new()?;
     let config = load_config(&paths.config, &netlink).await?;
     let lacking = check_host(&config)?;
-    let lock = Lock::take(&paths.socket)?;
+    let lock = Lock::take()?;
     for message in lacking {
         warn!("{message}");
     }
@@ -173,8 +173,8 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
     serving.abort();
     // The next daemon or `down` finds no socket rather than a dead one.
     let _ = std::fs::remove_file(&paths.socket);
+    drop(lock);
     if matches!(ended, Ok(Ended::Down)) {
-        lock.remove();
         // Ours only if nobody put anything else there.
         let _ = paths.socket.parent().map(std::fs::remove_dir);
     }

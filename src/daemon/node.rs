@@ -97,6 +97,11 @@ impl Node {
         }
         self.store.save(&self.state)?;
         let changed = self.mend_overlay().await?;
+        if let Some(former) = self.state.underlay.clone()
+            && former != self.config.node.underlay
+        {
+            self.leave_underlay(&former).await;
+        }
         self.adopt_containers().await?;
         self.start_fast_path();
         if changed {
@@ -120,19 +125,25 @@ impl Node {
             });
         }
         let old = std::mem::replace(&mut self.config, config);
-        if let Err(failure) = self.mend_overlay().await {
+        if let Err(failure) = self.take_over(&old).await {
             self.config = old;
             if let Err(reason) = self.mend_overlay().await {
                 error!("return to the old configuration: {reason}");
             }
             return Err(failure);
         }
-        if old.node.underlay != self.config.node.underlay {
-            self.leave_underlay(&old.node.underlay);
-        }
-        self.adopt_containers().await?;
         self.start_fast_path();
         self.invalidate("the configuration was reloaded");
+        Ok(())
+    }
+
+    /// Brings slow path and containers from the configuration `old` to the present one.
+    async fn take_over(&mut self, old: &Config) -> Result<(), DaemonError> {
+        self.mend_overlay().await?;
+        self.adopt_containers().await?;
+        if old.node.underlay != self.config.node.underlay {
+            self.leave_underlay(&old.node.underlay).await;
+        }
         Ok(())
     }
 
@@ -160,6 +171,7 @@ impl Node {
     async fn try_reconcile(&mut self) -> Result<bool, DaemonError> {
         let mut changed = self.mend_overlay().await?;
         changed |= self.mend_containers().await?;
+        self.mend_attachments()?;
         self.tune_fast_path()?;
         Ok(changed)
     }

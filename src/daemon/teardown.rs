@@ -48,8 +48,8 @@ pub async fn down(
     for (name, container) in &state.containers {
         let removed = remove_device(netlink, &container.device).await;
         note(removed.map_err(|error| format!("container {name}: {error}")));
-        if container.owns_netns {
-            note(namespace::remove(&container.netns).map_err(|error| text(&error)));
+        if let Some(inode) = container.owned_netns {
+            note(namespace::remove(&container.netns, inode).map_err(|error| text(&error)));
         }
     }
     match netlink.links().await {

@@ -72,6 +72,15 @@ pub struct Attachment {
     pub link_id: u32,
 }
 
+/// What an attach did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// A program was not there before.
+    pub fresh: bool,
+    /// A clsact qdisc was made.
+    pub made_clsact: bool,
+}
+
 /// Where a program is attached on its device.
 const fn hook(program: Program) -> TcAttachType {
     match program {
@@ -102,28 +111,34 @@ fn unescape(name: &str) -> String {
 
 impl Datapath {
     /// Attaches `programs` to `device`, or replaces those of an earlier load that are on it, in
-    /// whichever way they were attached. Returns whether a clsact qdisc was made for it.
+    /// whichever way they were attached.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Attach`] with the kernel's answer.
-    pub fn attach(&mut self, device: &str, programs: [Program; 2]) -> Result<bool, DatapathError> {
-        let mut made_clsact = false;
+    pub fn attach(
+        &mut self,
+        device: &str,
+        programs: [Program; 2],
+    ) -> Result<Attached, DatapathError> {
+        let mut attached = Attached::default();
         for program in programs {
             // What an earlier load attached the other way goes second: no packet may meet a device
             // without a program.
             match self.mode {
                 AttachMode::Tcx => {
-                    self.attach_tcx(device, program)?;
+                    attached.fresh |= self.attach_tcx(device, program)?;
                     detach_clsact(device, program)?;
                 }
                 AttachMode::Clsact => {
-                    made_clsact |= self.attach_clsact(device, program)?;
+                    let (fresh, made) = self.attach_clsact(device, program)?;
+                    attached.fresh |= fresh;
+                    attached.made_clsact |= made;
                     pins::remove(&pin(&self.root, device, program))?;
                 }
             }
         }
-        Ok(made_clsact)
+        Ok(attached)
     }
 
     fn loaded(&mut self, program: Program) -> Result<&mut SchedClassifier, DatapathError> {
@@ -138,7 +153,8 @@ impl Datapath {
             })
     }
 
-    fn attach_tcx(&mut self, device: &str, program: Program) -> Result<(), DatapathError> {
+    /// Returns whether the program was not there.
+    fn attach_tcx(&mut self, device: &str, program: Program) -> Result<bool, DatapathError> {
         let path = pin(&self.root, device, program);
         let failed = |reason: String| DatapathError::Attach {
             program: program.name(),
@@ -154,9 +170,9 @@ impl Datapath {
                 if let Ok(id) = loaded.attach_to_link(link) {
                     // The pin keeps the link; only this process's descriptor closes.
                     drop(loaded.take_link(id));
-                    return Ok(());
+                    return Ok(false);
                 }
-                // The device of the link is gone, and another one has its name.
+                // The link's device is gone and another one has its name, or somebody detached it.
                 pins::remove(&path)?;
             }
             Err(LinkError::SyscallError(SyscallError { io_error, .. }))
@@ -174,10 +190,15 @@ impl Datapath {
             .try_into()
             .map_err(|error: LinkError| failed(chain(&error)))?;
         link.pin(&path).map_err(|error| failed(chain(&error)))?;
-        Ok(())
+        Ok(true)
     }
 
-    fn attach_clsact(&mut self, device: &str, program: Program) -> Result<bool, DatapathError> {
+    /// Returns whether the program was not there, and whether a qdisc was made for it.
+    fn attach_clsact(
+        &mut self,
+        device: &str,
+        program: Program,
+    ) -> Result<(bool, bool), DatapathError> {
         let failed = |reason: String| DatapathError::Attach {
             program: program.name(),
             device: device.to_owned(),
@@ -196,6 +217,7 @@ impl Datapath {
         };
         let fresh =
             loaded.attach_with_options(device, hook(program), TcAttachOptions::Netlink(options));
+        let was_absent = fresh.is_ok();
         let id = match fresh {
             Ok(id) => id,
             Err(first) => {
@@ -221,7 +243,7 @@ impl Datapath {
             .map_err(|error| failed(chain(&error)))?;
         // Dropped, it would take the filter away; the filter has to outlive the daemon.
         mem::forget(link);
-        Ok(made)
+        Ok((was_absent, made))
     }
 
     /// Takes our programs off `device`; no error where there are none.

@@ -71,21 +71,17 @@ pub enum SysctlError {
     },
 }
 
-/// How long conntrack keeps an idle flow, in seconds. A lease must be shorter than each of these, or
-/// a flow on the fast path is forgotten between two packets on the slow one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConntrackTimeouts {
-    /// `nf_conntrack_udp_timeout`: UDP seen in one direction only.
-    pub udp: u32,
-    /// `nf_conntrack_udp_timeout_stream`: UDP seen in both.
-    pub udp_stream: u32,
-    /// `nf_conntrack_tcp_timeout_established`.
-    pub tcp_established: u32,
-    /// `nf_conntrack_tcp_timeout_fin_wait`.
-    pub tcp_fin_wait: u32,
-    /// `nf_conntrack_tcp_timeout_close_wait`.
-    pub tcp_close_wait: u32,
-}
+/// The timeouts that a cached flow lives by while conntrack does not see it, as the names of its
+/// settings end (Documentation/networking/nf_conntrack-sysctl.rst).
+const FLOW_TIMEOUTS: [&str; 7] = [
+    "udp_timeout",
+    "udp_timeout_stream",
+    "tcp_timeout_established",
+    "tcp_timeout_fin_wait",
+    "tcp_timeout_close_wait",
+    "tcp_timeout_unacknowledged",
+    "tcp_timeout_max_retrans",
+];
 
 /// The settings of the calling thread's network namespace: the kernel decides at each open
 /// (net/sysctl_net.c, `net_ctl_header_lookup`).
@@ -157,36 +153,18 @@ impl Sysctls {
             .transpose()
     }
 
-    /// How long conntrack keeps idle flows; none while conntrack is not there.
+    /// How long conntrack keeps flows that it does not see, in seconds, by state; empty while
+    /// conntrack is not there.
     ///
     /// # Errors
     /// [`SysctlError`] when one cannot be read or is no number.
-    pub fn conntrack_timeouts(&self) -> Result<Option<ConntrackTimeouts>, SysctlError> {
-        let seconds = |name: &str| -> Result<Option<u32>, SysctlError> {
+    pub fn conntrack_timeouts(&self) -> Result<Vec<u64>, SysctlError> {
+        let seconds = |name: &&str| {
             let key = format!("net/netfilter/nf_conntrack_{name}");
-            self.read(&key)?
-                .map(|value| parse(&self.root.join(&key), &value))
-                .transpose()
+            let value = self.read(&key).transpose()?;
+            Some(value.and_then(|value| parse(&self.root.join(&key), &value)))
         };
-        let (Some(udp), Some(udp_stream)) =
-            (seconds("udp_timeout")?, seconds("udp_timeout_stream")?)
-        else {
-            return Ok(None);
-        };
-        let (Some(tcp_established), Some(tcp_fin_wait), Some(tcp_close_wait)) = (
-            seconds("tcp_timeout_established")?,
-            seconds("tcp_timeout_fin_wait")?,
-            seconds("tcp_timeout_close_wait")?,
-        ) else {
-            return Ok(None);
-        };
-        Ok(Some(ConntrackTimeouts {
-            udp,
-            udp_stream,
-            tcp_established,
-            tcp_fin_wait,
-            tcp_close_wait,
-        }))
+        FLOW_TIMEOUTS.iter().filter_map(seconds).collect()
     }
 
     /// The ports that the host's own sockets and, by default, VXLAN's outer source ports are taken
@@ -275,33 +253,25 @@ mod tests {
     }
 
     #[test]
-    fn timeouts_are_read_together_or_not_at_all() {
-        let at = |name: &str| format!("net/netfilter/nf_conntrack_{name}");
-        let names = [
-            ("udp_timeout", "30\n"),
-            ("udp_timeout_stream", "120\n"),
-            ("tcp_timeout_established", "432000\n"),
-            ("tcp_timeout_fin_wait", "121\n"),
-            ("tcp_timeout_close_wait", "60\n"),
-        ];
-        let files = names.map(|(name, value)| (at(name), value));
-        let files: Vec<_> = files
-            .iter()
-            .map(|(key, value)| (&key[..], *value))
-            .collect();
-        let (_kept, sysctls) = root(&files);
+    fn timeouts_are_those_that_are_there() {
+        let (_kept, sysctls) = root(&[
+            ("net/netfilter/nf_conntrack_udp_timeout", "30\n"),
+            (
+                "net/netfilter/nf_conntrack_tcp_timeout_established",
+                "432000\n",
+            ),
+            ("net/netfilter/nf_conntrack_tcp_timeout_time_wait", "5\n"),
+        ]);
+        let timeouts = sysctls.conntrack_timeouts().expect("read");
         assert_eq!(
-            sysctls.conntrack_timeouts().expect("read"),
-            Some(ConntrackTimeouts {
-                udp: 30,
-                udp_stream: 120,
-                tcp_established: 432_000,
-                tcp_fin_wait: 121,
-                tcp_close_wait: 60,
-            })
+            timeouts,
+            [30, 432_000],
+            "a flow in TIME_WAIT has no packets to cache"
         );
-        let (_kept, without_tcp) = root(&files[..2]);
-        assert_eq!(without_tcp.conntrack_timeouts().expect("read"), None);
+        let (_kept, none) = root(&[]);
+        assert_eq!(none.conntrack_timeouts().expect("read"), [0; 0]);
+        let (_kept, odd) = root(&[("net/netfilter/nf_conntrack_udp_timeout", "soon")]);
+        assert!(odd.conntrack_timeouts().is_err());
     }
 
     #[test]

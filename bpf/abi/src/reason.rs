@@ -90,7 +90,7 @@ reasons! {
     OverMtu = "over-mtu",
     /// UDP segmentation aggregate, which decapsulation would not keep intact
     UdpAggregate = "udp-aggregate",
-    /// destination outside the overlay network
+    /// destination outside the overlay network, or this host itself
     OutsideNetwork = "outside-network",
     /// not sent to the gateway's MAC address
     NotGateway = "not-gateway",

@@ -22,6 +22,8 @@ pub struct Constants {
     pub mark_mask: u32,
     /// Largest inner IP packet in bytes.
     pub mtu: u32,
+    /// Address of the bridge, network byte order.
+    pub gateway_address: u32,
     /// UDP port of VXLAN, network byte order.
     pub port: u16,
     /// MAC address of this host's VTEP.
@@ -57,7 +59,7 @@ mod tests {
 
     #[test]
     fn values_have_no_padding() {
-        assert_eq!(size_of::<Constants>(), 7 * 4 + 2 + 6 + 6 + 2);
+        assert_eq!(size_of::<Constants>(), 8 * 4 + 2 + 6 + 6 + 2);
         assert_eq!(size_of::<Settings>(), 16);
     }
 }
