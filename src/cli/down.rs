@@ -16,7 +16,7 @@ pub struct Down {}
 
 impl Down {
     pub async fn run(self, client: &Client, socket: &Path, state: PathBuf) -> anyhow::Result<()> {
-        match client.post("/v1/down", &()).await {
+        match client.down().await {
             Err(ClientError::Connect { .. }) => without_daemon(socket, state).await,
             outcome => Ok(outcome?),
         }

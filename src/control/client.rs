@@ -3,6 +3,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use http_body_util::{BodyExt as _, Full};
@@ -10,9 +11,12 @@ use hyper::{Method, Request, body::Bytes, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, time::timeout};
 
 use super::api::Failure;
+
+/// How long a daemon may take to end.
+const ENDING: Duration = Duration::from_secs(10);
 
 /// A request that was not granted.
 #[derive(Debug, Error)]
@@ -87,12 +91,42 @@ impl Client {
         self.request(Method::DELETE, path, Bytes::new()).await
     }
 
+    /// Asks the daemon to remove every trace and to end, and waits until it has: what is started
+    /// next does not meet it any more.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub async fn down(&self) -> Result<(), ClientError> {
+        let (mut sender, connection) = self.connect().await?;
+        let mut connection = tokio::spawn(connection);
+        let body = Bytes::from_static(b"null");
+        let () = ask(&mut sender, Method::POST, "/v1/down", body).await?;
+        // The daemon's end of the connection closes with the daemon; ours is open while `sender` is.
+        let ended = timeout(ENDING, &mut connection).await;
+        drop(sender);
+        match ended {
+            Ok(_) => Ok(()),
+            Err(_) => Err(ClientError::Broken(format!(
+                "it has removed everything, but has not ended within {ENDING:?}; kill it"
+            ))),
+        }
+    }
+
     async fn request<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Bytes,
     ) -> Result<T, ClientError> {
+        let (mut sender, connection) = self.connect().await?;
+        let connection = tokio::spawn(connection);
+        let answer = ask(&mut sender, method, path, body).await;
+        connection.abort();
+        answer
+    }
+
+    async fn connect(&self) -> Result<(Sender, Connection), ClientError> {
         let stream =
             UnixStream::connect(&self.socket)
                 .await
@@ -100,37 +134,53 @@ impl Client {
                     path: self.socket.clone(),
                     source,
                 })?;
-        let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(broken)?;
-        let connection = tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "oncache")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .map_err(|error| ClientError::Broken(error.to_string()))?;
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let granted = response.status().is_success();
-        let body = response
-            .into_body()
-            .collect()
-            .await
-            .map_err(broken)?
-            .to_bytes();
-        connection.abort();
-        let unreadable = |error: serde_json::Error| {
-            ClientError::Broken(format!(
-                "unexpected answer ({error}): is it another version?"
-            ))
-        };
-        if granted {
-            serde_json::from_slice(&body).map_err(unreadable)
-        } else {
-            let failure: Failure = serde_json::from_slice(&body).map_err(unreadable)?;
-            Err(ClientError::Refused(failure.error))
-        }
+            .map_err(|error| broken(&error))
+    }
+}
+
+type Sender = http1::SendRequest<Full<Bytes>>;
+type Connection = http1::Connection<TokioIo<UnixStream>, Full<Bytes>>;
+
+fn broken(error: &hyper::Error) -> ClientError {
+    ClientError::Broken(error.to_string())
+}
+
+/// One request and its answer.
+async fn ask<T: DeserializeOwned>(
+    sender: &mut Sender,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<T, ClientError> {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "oncache")
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::new(body))
+        .map_err(|error| ClientError::Broken(error.to_string()))?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|error| broken(&error))?;
+    let granted = response.status().is_success();
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(|error| broken(&error))?
+        .to_bytes();
+    let unreadable = |error: serde_json::Error| {
+        ClientError::Broken(format!(
+            "unexpected answer ({error}): is it another version?"
+        ))
+    };
+    if granted {
+        serde_json::from_slice(&body).map_err(unreadable)
+    } else {
+        let failure: Failure = serde_json::from_slice(&body).map_err(unreadable)?;
+        Err(ClientError::Refused(failure.error))
     }
 }
