@@ -37,6 +37,7 @@ use crate::{
     datapath::DatapathError,
     netlink::{Event, Netlink, NetlinkError, Watch, host_facts},
     overlay::{reconcile::ReconcileErrors, sysctl::SysctlError},
+    probe::{Finding, Roots, probe},
     state::{StateError, Store},
 };
 
@@ -121,15 +122,36 @@ pub async fn load_config(path: &Path, netlink: &Netlink) -> Result<Config, Daemo
     Ok(file.resolve(&host_facts(netlink).await?)?)
 }
 
+/// Refuses a host without what the overlay needs. Returns what else is lacking, one line each.
+fn check_host(config: &Config) -> Result<Vec<String>, DaemonError> {
+    let (underlay, attach) = (&config.node.underlay, config.cache.attach);
+    let report = probe(&Roots::host(), Some(underlay), attach);
+    let (missing, lacking): (Vec<&Finding>, Vec<&Finding>) =
+        report.lacking().partition(|finding| finding.required);
+    let messages = |findings: Vec<&Finding>| -> Vec<String> {
+        findings.iter().map(|it| it.message.clone()).collect()
+    };
+    if missing.is_empty() {
+        Ok(messages(lacking))
+    } else {
+        Err(DaemonError::Host(messages(missing)))
+    }
+}
+
 /// Runs the daemon until a signal or `oncache down` ends it.
 ///
 /// # Errors
 ///
 /// [`DaemonError`].
 pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
-    let lock = Lock::take(&paths.socket)?;
+    // A start that is refused leaves nothing, not even a lock.
     let netlink = Netlink::new()?;
     let config = load_config(&paths.config, &netlink).await?;
+    let lacking = check_host(&config)?;
+    let lock = Lock::take(&paths.socket)?;
+    for message in lacking {
+        warn!("{message}");
+    }
     // Before the first look at the host, so that no change falls between the two.
     let watch = Watch::new()?;
     let mut node = Node::new(netlink, Store::new(paths.state.clone()), config)?;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::{
     DaemonError,
@@ -20,7 +20,6 @@ use crate::{
         sysctl::Sysctls,
         wanted::WantedOverlay,
     },
-    probe::{Roots, probe},
     state::{State, Store},
 };
 
@@ -92,27 +91,6 @@ impl Node {
     /// [`DaemonError`]: the slow path can't be had. A fast path that can't be had is only logged:
     /// the overlay works without.
     pub async fn start(&mut self) -> Result<(), DaemonError> {
-        let cache = &self.config.cache;
-        let report = probe(
-            &Roots::host(),
-            Some(&self.config.node.underlay),
-            cache.attach,
-        );
-        let (mut missing, mut lacking) = (Vec::new(), Vec::new());
-        for finding in report.lacking() {
-            if finding.required {
-                &mut missing
-            } else {
-                &mut lacking
-            }
-            .push(finding.message.clone());
-        }
-        if !missing.is_empty() {
-            return Err(DaemonError::Host(missing));
-        }
-        for message in lacking {
-            warn!("{message}");
-        }
         // Kept before it is changed, and never overwritten by our own value.
         if self.state.tcp_be_liberal.is_none() {
             self.state.tcp_be_liberal = self.sysctls.tcp_be_liberal()?;
