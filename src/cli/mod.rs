@@ -73,12 +73,24 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // Several faults of a configuration are several lines already.
-            for line in format!("{error:#}").lines() {
+            for line in said(&error).lines() {
                 eprintln!("oncache: {line}");
             }
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, each said once: most errors say theirs themselves.
+fn said(error: &anyhow::Error) -> String {
+    let causes = error.chain().skip(1).map(ToString::to_string);
+    causes.fold(error.to_string(), |line, cause| {
+        if line.contains(&cause) {
+            line
+        } else {
+            format!("{line}: {cause}")
+        }
+    })
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
