@@ -2,12 +2,15 @@
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 
 use super::{print, print_json, table::table};
-use crate::control::{
-    api::{AddContainer, ContainerInfo, default_ifname},
-    client::Client,
+use crate::{
+    config::check_name,
+    control::{
+        api::{AddContainer, ContainerInfo, default_ifname},
+        client::Client,
+    },
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -75,7 +78,11 @@ impl Container {
                     print(&listing(vec![added]))
                 }
             }
-            Self::Del { name } => Ok(client.delete(&format!("/v1/containers/{name}")).await?),
+            Self::Del { name } => {
+                // Part of a path, in which other characters would have a meaning.
+                check_name(&name).map_err(|why| anyhow!("container {name:?}: {why}"))?;
+                Ok(client.delete(&format!("/v1/containers/{name}")).await?)
+            }
             Self::List { json } => {
                 let containers: Vec<ContainerInfo> = client.get("/v1/containers").await?;
                 if json {
