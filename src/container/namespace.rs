@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     thread,
 };
@@ -105,7 +106,24 @@ pub fn remove(path: &Path) -> Result<(), NamespaceError> {
 ///
 /// [`NamespaceError`].
 pub fn open(path: &Path) -> Result<File, NamespaceError> {
-    File::open(path).map_err(failed("open", path, "; does the container still run?"))
+    let file = File::open(path).map_err(failed("open", path, "; does the container still run?"))?;
+    if is_network_namespace(&file) {
+        Ok(file)
+    } else {
+        let other = io::Error::other("it is something else");
+        Err(failed(
+            "open",
+            path,
+            "; give a file such as /run/netns/NAME",
+        )(other))
+    }
+}
+
+/// Whether an open file stands for a network namespace, and for nothing else (ioctl_ns(2)).
+fn is_network_namespace(file: &File) -> bool {
+    // SAFETY: the request takes no argument and touches no memory; other files refuse it.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), libc::NS_GET_NSTYPE) };
+    kind == libc::CLONE_NEWNET
 }
 
 /// Makes [`DIRECTORY`] a shared mount, as `ip netns` does (iproute2, ip/ipnetns.c, `netns_add`): a
