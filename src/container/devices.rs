@@ -3,6 +3,7 @@
 use std::{net::Ipv4Addr, os::fd::AsFd as _};
 
 use ipnet::Ipv4Net;
+use nix::errno::Errno;
 
 use super::{ContainerError, namespace};
 use crate::{
@@ -98,10 +99,26 @@ pub async fn connect(
         mtu: attachment.mtu,
     };
     let alias = format!("{ALIAS}{name}");
-    netlink
-        .create_veth(here, &alias, there, inside.as_fd())
-        .await
-        .map_err(failed)?;
+    let created = netlink.create_veth(here, &alias, there, inside.as_fd());
+    match created.await {
+        Ok(()) => {}
+        // The kernel does not say at which end.
+        Err(error) if error.errno() == Some(Errno::EEXIST) => {
+            let here = netlink.link_by_name(&container.device).await;
+            return Err(match here.map_err(failed)? {
+                Some(_) => ContainerError::HostDevice {
+                    name: name.to_owned(),
+                    device: container.device.clone(),
+                },
+                None => ContainerError::InnerDevice {
+                    name: name.to_owned(),
+                    device: container.ifname.clone(),
+                    netns: container.netns.clone(),
+                },
+            });
+        }
+        Err(error) => return Err(failed(error)),
+    }
     let configured = async {
         let index = netlink.index_of(&container.device).await?;
         let bridge = netlink.index_of(BRIDGE).await?;
@@ -191,13 +208,15 @@ pub async fn mend(
     })
 }
 
-/// Removes a device pair by its host-side end; no error where it is gone.
+/// Removes a device pair by its host-side end; no error where it is gone, or where another
+/// program's device has its name.
 ///
 /// # Errors
 ///
 /// [`NetlinkError`].
 pub async fn remove_device(netlink: &Netlink, device: &str) -> Result<(), NetlinkError> {
-    let Some(link) = netlink.link_by_name(device).await? else {
+    let found = netlink.link_by_name(device).await?;
+    let Some(link) = found.filter(is_host_device) else {
         return Ok(());
     };
     match netlink.delete_link(link.index).await {

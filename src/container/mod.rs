@@ -4,6 +4,8 @@ pub mod addresses;
 pub mod devices;
 pub mod namespace;
 
+use std::path::PathBuf;
+
 use thiserror::Error;
 
 use crate::netlink::NetlinkError;
@@ -34,6 +36,26 @@ pub enum ContainerError {
     /// The namespace.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
+    /// A device of the name is there already, on the host.
+    #[error(
+        "container {name}: device {device} is there already and not oncache's; remove it, or name the container otherwise"
+    )]
+    HostDevice {
+        /// The container.
+        name: String,
+        /// The host-side device.
+        device: String,
+    },
+    /// A device of the name is there already, in the container.
+    #[error("container {name}: device {device} is in {netns} already; choose another by --ifname")]
+    InnerDevice {
+        /// The container.
+        name: String,
+        /// The device inside.
+        device: String,
+        /// The network namespace.
+        netns: PathBuf,
+    },
     /// A device, address or route of the container.
     #[error("container {name}: {source}")]
     Netlink {

@@ -24,6 +24,8 @@ fn refusal(error: &DaemonError) -> Refusal {
         DaemonError::Container(container) => match container {
             ContainerError::Unknown(_) => RefusalKind::Unknown,
             ContainerError::Exists(_)
+            | ContainerError::HostDevice { .. }
+            | ContainerError::InnerDevice { .. }
             | ContainerError::Address(
                 AddressError::Taken { .. } | AddressError::Exhausted { .. },
             ) => RefusalKind::Conflict,
