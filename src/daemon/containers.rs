@@ -162,9 +162,12 @@ impl Node {
             let removed = namespace::remove(&container.netns).map_err(ContainerError::from);
             failures.extend(removed.err().map(DaemonError::from));
         }
-        self.devices.remove(name);
+        let was_connected = self.devices.remove(name).is_some();
         failures.extend(self.sync_containers().err().map(DaemonError::from));
-        self.invalidate(&format!("container {name} is gone"));
+        // Nothing was learned of one that never had a device.
+        if was_connected {
+            self.invalidate(&format!("container {name} is gone"));
+        }
         if failures.is_empty() {
             self.state.containers.remove(name);
         }
