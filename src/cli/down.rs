@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    control::client::{Client, ClientError},
+    control::client::Client,
     daemon::{Lock, teardown},
     datapath::PIN_ROOT,
     netlink::Netlink,
@@ -17,7 +17,7 @@ pub struct Down {}
 impl Down {
     pub async fn run(self, client: &Client, socket: &Path, state: PathBuf) -> anyhow::Result<()> {
         match client.down().await {
-            Err(ClientError::Connect { .. }) => without_daemon(socket, state).await,
+            Err(error) if error.is_no_daemon() => without_daemon(socket, state).await,
             outcome => Ok(outcome?),
         }
     }

@@ -37,6 +37,15 @@ pub enum ClientError {
     Broken(String),
 }
 
+impl ClientError {
+    /// Whether there is no daemon at the socket, not one that does not answer.
+    #[must_use]
+    pub fn is_no_daemon(&self) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(self, Self::Connect { source, .. } if [NotFound, ConnectionRefused].contains(&source.kind()))
+    }
+}
+
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "be root or in the group oncache",

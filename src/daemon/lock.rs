@@ -16,13 +16,20 @@ pub enum LockError {
     #[error("another daemon serves {0}; stop it first, or give this one another --socket")]
     Held(PathBuf),
     /// The lock file can't be used.
-    #[error("open lock file {path}: {source}")]
+    #[error("open lock file {path}: {source}{}", advice(.source))]
     File {
         /// The lock file.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
     },
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; run as root",
+        _ => "",
+    }
 }
 
 /// Held while the daemon of a socket lives; the kernel frees it with the process.
