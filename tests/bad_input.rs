@@ -216,14 +216,23 @@ fn a_second_daemon_is_refused() {
     );
     println!("{line}");
     assert!(
-        line.contains("another daemon serves /run/oncache/oncache.sock"),
+        line.contains("another oncache daemon runs on this host"),
         "{line}"
     );
+    // Neither with a socket of its own.
+    let elsewhere = [
+        "run",
+        "--config",
+        config.to_str().expect("a path of ours"),
+        "--socket",
+        "/run/other.sock",
+    ];
+    let line = refused(host, &elsewhere);
     assert!(line.contains("stop it first"), "{line}");
     assert_same(&before, &host.snapshot(), "a second daemon");
     assert_eq!(status(host)["containers"].as_array().map(Vec::len), Some(1));
     // Nor is there anything to take down behind a daemon's back.
-    let line = refused(host, &["down", "--socket", "/run/oncache/oncache.lock"]);
+    let line = refused(host, &["down", "--socket", "/run/other.sock"]);
     println!("{line}");
     assert_same(&before, &host.snapshot(), "down by a wrong socket");
 }

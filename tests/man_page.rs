@@ -120,10 +120,7 @@ fn section(page: &mut Vec<u8>, name: &str) {
 fn files(page: &mut Vec<u8>) {
     let files = [
         (daemon::CONFIG, "the configuration"),
-        (
-            control::SOCKET,
-            "the daemon's socket; its lock file is beside it",
-        ),
+        (control::SOCKET, "the daemon's socket"),
         (daemon::STATE, "the daemon's state"),
         (
             "/run/netns",

@@ -25,6 +25,11 @@ impl Down {
 
 /// Removes what a dead daemon left.
 async fn without_daemon(socket: &Path, state: PathBuf) -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        anyhow::bail!(
+            "remove the overlay: no daemon answers, and only root may do it without one; run as root"
+        );
+    }
     // Refuses if a daemon lives that only did not answer.
     let _lock = Lock::take()?;
     let store = Store::new(state);

@@ -71,8 +71,8 @@ pub struct Attachment {
     pub mtu: u32,
 }
 
-/// Makes the pair, connects it to the bridge and configures the inner end. Returns the ifindex of
-/// the host-side end. Nothing is left behind on failure.
+/// Makes the pair and connects it to the bridge, down. Returns the ifindex of the host-side end.
+/// Nothing is left behind on failure.
 ///
 /// # Errors
 ///
@@ -119,17 +119,14 @@ pub async fn connect(
         }
         Err(error) => return Err(failed(error)),
     }
-    let configured = async {
+    let bridged = async {
         let index = netlink.index_of(&container.device).await?;
         let bridge = netlink.index_of(BRIDGE).await?;
         netlink.set_controller(index, Some(bridge)).await?;
-        netlink.set_up(index, true).await?;
-        let inner = Netlink::in_namespace(inside.as_fd()).await?;
-        configure_inside(&inner, container, attachment).await?;
         Ok::<_, NetlinkError>(index)
     }
     .await;
-    match configured {
+    match bridged {
         Ok(index) => Ok(index),
         Err(error) => {
             // Why the removal fails would only hide the first reason.
@@ -137,6 +134,33 @@ pub async fn connect(
             Err(failed(error))
         }
     }
+}
+
+/// Sets a connected pair up and configures its inner end: from here on packets flow.
+///
+/// The host-side end goes first: the other one would come up without carrier, and then wait for up
+/// to a second for the kernel to notice that it has one (net/core/link_watch.c).
+///
+/// # Errors
+///
+/// [`ContainerError`] naming container and step; the pair stays.
+pub async fn bring_up(
+    netlink: &Netlink,
+    name: &str,
+    container: &Container,
+    attachment: Attachment,
+) -> Result<(), ContainerError> {
+    let inside = namespace::open(&container.netns)?;
+    let up = async {
+        let index = netlink.index_of(&container.device).await?;
+        netlink.set_up(index, true).await?;
+        let inner = Netlink::in_namespace(inside.as_fd()).await?;
+        configure_inside(&inner, container, attachment).await
+    };
+    up.await.map_err(|source| ContainerError::Netlink {
+        name: name.to_owned(),
+        source,
+    })
 }
 
 async fn configure_inside(

@@ -10,7 +10,7 @@ use crate::{
     container::{
         ContainerError,
         addresses::{claim, next_free},
-        devices::{self, Attachment, connect, host_device, remove_device},
+        devices::{self, Attachment, bring_up, connect, host_device, remove_device},
         namespace,
     },
     control::api::{AddContainer, ContainerInfo},
@@ -105,14 +105,15 @@ impl Node {
             gateway: overlay.gateway(),
             mtu: overlay.mtu,
         };
-        // Before the device is there: its first frame finds its source known.
-        self.guard_sources().await?;
         let index = connect(&self.netlink, name, &container, attachment).await?;
         self.devices.insert(name.to_owned(), index);
+        // Before the device is up: its first frame finds its source known and the programs there.
+        self.guard_sources().await?;
         self.sync_containers()?;
         if let Some(datapath) = &mut self.datapath {
             datapath.attach(&container.device, attach::CONTAINER)?;
         }
+        bring_up(&self.netlink, name, &container, attachment).await?;
         if let Some(record) = self.state.containers.get_mut(name) {
             record.pending = false;
         }

@@ -55,7 +55,11 @@ impl Snapshot {
         );
         // Without state: no counters, no set elements' remaining times.
         let rules = place.run(&["nft", "--stateless", "list", "ruleset"]);
-        sections.insert("nft", rules.lines().map(str::to_owned).collect());
+        // By tables: their order is that of their making, and says nothing.
+        let mut tables: Vec<&str> = rules.split_inclusive("\n}\n").collect();
+        tables.sort_unstable();
+        let lines = tables.iter().flat_map(|table| table.lines());
+        sections.insert("nft", lines.map(str::to_owned).collect());
         let qdiscs = json(&["tc", "-j", "qdisc", "show"]);
         sections.insert("qdisc", sorted(qdiscs.iter().map(plain)));
         sections.insert("tc filter", tc_filters(place, &qdiscs));
