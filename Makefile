@@ -1,0 +1,33 @@
+# `make help` lists what can be made. .ci/ holds the longer recipes.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test bench vmtest clean
+
+# Debian's cargo, which setup installs, is for the eBPF programs alone: see build.rs.
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+setup: ## install what the others need (Debian 12, as root)
+	@.ci/setup
+
+build: ## build the release binary, target/release/oncache
+	cargo build --release --locked
+
+demo: setup ## show two hosts with and without the caches (as root, two minutes once built)
+	cargo build --release --locked --workspace --bins
+	@cargo run --quiet --release --locked -p oncache-testbed --bin demo
+
+test: setup ## run every check and test (as root)
+	@.ci/test
+
+bench: ## measure against the plain overlay
+	@echo 'make bench: not there yet' >&2; exit 1
+
+vmtest: ## run the scenarios on several virtual machines
+	@echo 'make vmtest: not there yet' >&2; exit 1
+
+clean: ## remove all that was built
+	cargo clean
+	rm -rf bpf/target
