@@ -66,8 +66,9 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
 #[inline(always)]
 fn check_outer(skb: &Skb, outer: &Outer) -> Result<(), Reason> {
     // SAFETY (of `constant!`): see `maps::volatile`.
-    let (vni, vtep) = unsafe { (constant!(vni), constant!(vtep)) };
-    if !skb.is_to_host() {
+    let (host, vni, vtep) = unsafe { (constant!(host), constant!(vni), constant!(vtep)) };
+    // A packet for another host that came by our MAC address is routed on, not decapsulated.
+    if !skb.is_to_host() || outer.destination != host {
         return Err(Reason::NotOverlay);
     }
     if outer.checksum != 0 {

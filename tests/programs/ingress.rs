@@ -52,6 +52,8 @@ fn foreign() -> Vec<Case> {
         bytes("for another station", 5, &[9], NotOverlay),
         bytes("broadcast", 0, &[0xff; 6], NotOverlay),
         bytes("multicast", 0, &[1, 0, 0x5e, 0, 0, 1], NotOverlay),
+        case("to another address, by our MAC", outer(|ip| ip[19] = 99)).refused(NotOverlay),
+        case("to a multicast group, by our MAC", outer(|ip| ip[16] = 239)).refused(NotOverlay),
         bytes("wrong outer checksum", IP + 10, &[0, 1], BadHeader),
         case("cut short", arriving_udp(100).cut(150)).refused(BadHeader),
         case("padded", arriving_udp(100).trailed(4)).refused(BadHeader),
