@@ -83,7 +83,9 @@ fn check_outer(skb: &Skb, outer: &Outer) -> Result<(), Reason> {
     if EGRESS_HOST.get_ptr(&outer.source).is_none() {
         return Err(Reason::NotPeer);
     }
-    if outer.inner_destination != vtep {
+    // The VXLAN device drops what seems to come from itself (drivers/net/vxlan/vxlan_core.c,
+    // `vxlan_set_mac`).
+    if outer.inner_destination != vtep || outer.inner_source == vtep {
         return Err(Reason::NotVtep);
     }
     if outer.inner_ethertype != ETHERTYPE_IPV4.to_be() {

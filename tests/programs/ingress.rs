@@ -82,6 +82,12 @@ fn foreign() -> Vec<Case> {
         case("from ourselves", outer(|ip| ip[15] = 11)).refused(NotPeer),
         bytes("not for our VTEP", INNER + 5, &[9], NotVtep),
         bytes("inner broadcast", INNER, &[0xff; 6], NotVtep),
+        bytes(
+            "our own VTEP's frame come back",
+            INNER + 6,
+            &VTEP_MAC,
+            NotVtep,
+        ),
         bytes("inner ARP", INNER + 12, &[8, 6], NotIpv4),
         bytes("inner tag", INNER + 12, &[0x81, 0], NotIpv4),
     ]

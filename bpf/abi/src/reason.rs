@@ -122,7 +122,7 @@ reasons! {
     OtherVni = "other-vni",
     /// outer source is not a configured peer
     NotPeer = "not-peer",
-    /// inner frame is not addressed to this host's VTEP
+    /// inner frame is not to this host's VTEP from another one
     NotVtep = "not-vtep",
     /// missed, but the slow path did not find the flow established
     NotEstablished = "not-established",
