@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::BPF_F_ADJ_ROOM_FIXED_GSO, helpers::bpf_redirect_peer};
 use oncache_abi::{
     cache::{HEADER_LEN, LocalContainer, MacWord},
     flow::FlowKey,
-    headers::{ECN_CE, ECN_MASK, ETH_LEN, ETHERTYPE_IPV4, OVERHEAD, UDP},
+    headers::{ECN_CE, ECN_ECT0, ECN_ECT1, ECN_MASK, ETH_LEN, ETHERTYPE_IPV4, OVERHEAD, UDP},
     mark::INGRESS_MISS,
     reason::{Program, Reason},
 };
@@ -27,6 +27,11 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     let outer = outer::parse(skb)?;
     check_outer(skb, &outer)?;
     let inner = inner::parse(skb, HEADER_LEN)?;
+    // Decapsulation would carry ECT(1) over to the inner header (include/net/inet_ecn.h,
+    // `INET_ECN_decapsulate`; RFC 6040, section 4.2).
+    if outer.tos & ECN_MASK == ECN_ECT1 && inner.tos & ECN_MASK == ECN_ECT0 {
+        return Err(Some(Reason::OuterCongestion));
+    }
     if inner.ttl <= 1 {
         return Err(Some(Reason::TtlExpires));
     }

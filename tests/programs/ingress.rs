@@ -78,6 +78,13 @@ fn foreign() -> Vec<Case> {
                 .ip(IP, |ip| ip[1] = 3),
         )
         .refused(OuterCongestion),
+        case(
+            "ECT(0) turned into ECT(1) on the way",
+            arriving_udp(100)
+                .ip(INNER_IP, |ip| ip[1] = 2)
+                .ip(IP, |ip| ip[1] = 1),
+        )
+        .refused(OuterCongestion),
         case("from a host that is no peer", outer(|ip| ip[15] = 99)).refused(NotPeer),
         case("from ourselves", outer(|ip| ip[15] = 11)).refused(NotPeer),
         bytes("not for our VTEP", INNER + 5, &[9], NotVtep),

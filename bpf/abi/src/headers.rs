@@ -35,6 +35,8 @@ pub const VXLAN_FLAGS: [u8; 4] = [0x08, 0, 0, 0];
 
 /// The ECN bits of a TOS byte (RFC 3168, section 5).
 pub const ECN_MASK: u8 = 3;
+/// ECT(1).
+pub const ECN_ECT1: u8 = 1;
 /// ECT(0).
 pub const ECN_ECT0: u8 = 2;
 /// Congestion experienced.
