@@ -4,7 +4,9 @@
 use oncache_abi::{
     checksum::{fold, sum_header, update},
     flow::FlowKey,
-    headers::{FRAGMENT, IPV4_LEN, IPV4_PLAIN, TCP, TCP_LEN, TCP_STATE_FLAGS, UDP, UDP_LEN},
+    headers::{
+        FRAGMENT, IPV4_LEN, IPV4_PLAIN, TCP, TCP_ACK, TCP_LEN, TCP_STATE_FLAGS, UDP, UDP_LEN,
+    },
     reason::Reason,
 };
 
@@ -64,7 +66,8 @@ pub struct Inner {
     pub total_length: u16,
     /// Length of the TCP or UDP header.
     pub transport_length: u16,
-    /// SYN, FIN or RST is set.
+    /// SYN, FIN or RST is set, or ACK is not: conntrack calls that invalid, and rules may refuse it
+    /// (net/netfilter/nf_conntrack_proto_tcp.c, `tcp_valid_flags`).
     pub changes_state: bool,
 }
 
@@ -122,7 +125,7 @@ pub fn parse(skb: &Skb, offset: usize) -> Result<Inner, Reason> {
                 (
                     &raw const (*tcp).ports,
                     length,
-                    (*tcp).flags & TCP_STATE_FLAGS != 0,
+                    (*tcp).flags & (TCP_STATE_FLAGS | TCP_ACK) != TCP_ACK,
                 )
             }
         }

@@ -99,13 +99,16 @@ fn unfit() -> Vec<Case> {
             .aggregate(500)
             .refused(HelperFailed),
     ];
-    // What begins or ends a connection.
+    // What begins or ends a connection, and what conntrack calls invalid.
     for (name, flags) in [
         ("SYN", 0x02),
         ("SYN ACK", 0x12),
         ("FIN ACK", 0x11),
         ("RST", 0x04),
         ("RST ACK", 0x14),
+        ("no flags", 0),
+        ("PSH alone", 0x08),
+        ("URG PSH", 0x28),
         ("all flags", 0xff),
     ] {
         cases.push(

@@ -162,6 +162,9 @@ fn unfit() -> Vec<Case> {
         ("FIN ACK", 0x11),
         ("RST", 0x04),
         ("RST ACK", 0x14),
+        ("no flags", 0),
+        ("PSH alone", 0x08),
+        ("URG PSH", 0x28),
         ("all flags", 0xff),
     ] {
         cases.push(

@@ -28,6 +28,8 @@ pub const FRAGMENT: u16 = 0x3fff;
 pub const DONT_FRAGMENT: u16 = 0x4000;
 /// FIN, SYN and RST in the TCP flags byte: they change conntrack's state.
 pub const TCP_STATE_FLAGS: u8 = 0x07;
+/// ACK in the TCP flags byte: every segment of an established connection has it.
+pub const TCP_ACK: u8 = 0x10;
 /// URG in the TCP flags byte.
 pub const TCP_URG: u8 = 0x20;
 /// First four bytes of a VXLAN header with a VNI and nothing else (RFC 7348, section 5).

@@ -84,7 +84,7 @@ reasons! {
     TtlExpires = "ttl-expires",
     /// neither TCP nor UDP
     OtherProtocol = "other-protocol",
-    /// SYN, FIN or RST: conntrack must see it; the flow's entry is dropped
+    /// SYN, FIN or RST, or no ACK: conntrack must see it; the flow's entry is dropped
     TcpState = "tcp-state",
     /// larger than the overlay's MTU
     OverMtu = "over-mtu",
