@@ -21,6 +21,7 @@ use crate::{
 /// Delivers the packet by the caches, or says why not.
 #[inline(always)]
 pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
+    skb.clear_mark();
     if !skb.is_plain_ipv4() {
         return Err(Some(Reason::NotIpv4));
     }

@@ -43,7 +43,7 @@ impl Case {
     pub fn new(program: Program, name: impl Into<String>, frame: Frame) -> Self {
         let (ifindex, mark) = match program {
             Program::Egress => (world::DEVICE, FOREIGN_MARK | world::MASK),
-            Program::Ingress => (world::UNDERLAY, FOREIGN_MARK),
+            Program::Ingress => (world::UNDERLAY, FOREIGN_MARK | world::MASK),
             Program::EgressInit => (world::UNDERLAY, world::established(EGRESS_MISS)),
             Program::IngressInit => (world::DEVICE, world::established(INGRESS_MISS)),
         };

@@ -293,6 +293,9 @@ fn hits() -> Vec<Case> {
         case("outer TTL used up", outer(|ip| ip[8] = 1)).hits_the_container(),
         case("least TTL", inner(|ip| ip[8] = 2)).hits_the_container(),
         case("greatest TTL", inner(|ip| ip[8] = 255)).hits_the_container(),
+        case("no own mark bits", arriving_udp(100))
+            .marked(FOREIGN_MARK)
+            .hits_the_container(),
         // Headers to the peer are not needed to receive from it.
         case("no headers to the peer", arriving_udp(100))
             .given(|maps| {
