@@ -187,7 +187,7 @@ fn write_headers(
 
     // All that is written, before anything is.
     let frame: *mut [u8; HEADER_LEN + IPV4_LEN] = skb.at(0)?;
-    inner::decrement_ttl(skb, HEADER_LEN)?;
+    inner::rewrite(skb, HEADER_LEN, inner.tos, inner.ttl - 1)?;
     let tos = outer_tos(inner.tos);
     let total_length = (inner.total_length + OVERHEAD as u16).to_be();
     // The outer packet may be fragmented on its way (the kernel leaves DF off), so its ID has to

@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::BPF_F_ADJ_ROOM_FIXED_GSO, helpers::bpf_redirect_peer};
 use oncache_abi::{
     cache::{HEADER_LEN, LocalContainer, MacWord},
     flow::FlowKey,
-    headers::{ECN_CE, ECN_MASK, ETH_LEN, ETHERTYPE_IPV4, OVERHEAD, UDP},
+    headers::{ETH_LEN, ETHERTYPE_IPV4, OVERHEAD, UDP, decapsulated_tos},
     mark::INGRESS_MISS,
     reason::{Program, Reason},
 };
@@ -21,12 +21,14 @@ use crate::{
 /// Delivers the packet by the caches, or says why not.
 #[inline(always)]
 pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
+    skb.clear_mark();
     if !skb.is_plain_ipv4() {
         return Err(Some(Reason::NotIpv4));
     }
     let outer = outer::parse(skb)?;
     check_outer(skb, &outer)?;
     let inner = inner::parse(skb, HEADER_LEN)?;
+    let tos = decapsulated_tos(outer.tos, inner.tos).ok_or(Reason::OuterCongestion)?;
     if inner.ttl <= 1 {
         return Err(Some(Reason::TtlExpires));
     }
@@ -38,12 +40,6 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     // SAFETY (of `constant!`): see `maps::volatile`.
     if !inner.fits(skb, unsafe { constant!(mtu) }) {
         return Err(Some(Reason::OverMtu));
-    }
-    // Congestion marked on a packet whose sender does not know of ECN: the kernel drops it
-    // (include/net/inet_ecn.h, `__INET_ECN_decapsulate`; RFC 6040, section 4.2).
-    let congested = outer.tos & ECN_MASK == ECN_CE;
-    if congested && inner.tos & ECN_MASK == 0 {
-        return Err(Some(Reason::OuterCongestion));
     }
     // The tunnel's mark on the aggregate can't be taken off here, and UDP reception would then
     // split it at the wrong headers and lose it (net/ipv4/udp.c, `udp_unexpected_gso`).
@@ -57,10 +53,7 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     let epoch = settings().ok_or(Reason::HelperFailed)?.epoch;
     match cached(&inner, &outer, &key, local, epoch) {
         Ok((destination, source)) => {
-            if congested {
-                inner::mark_congestion(skb, HEADER_LEN)?;
-            }
-            let action = deliver(skb, local.ifindex, destination, source)?;
+            let action = deliver(skb, &inner, tos, local.ifindex, [destination, source])?;
             count(Program::Ingress, Reason::Hit);
             Ok(action)
         }
@@ -75,8 +68,9 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
 #[inline(always)]
 fn check_outer(skb: &Skb, outer: &Outer) -> Result<(), Reason> {
     // SAFETY (of `constant!`): see `maps::volatile`.
-    let (vni, vtep) = unsafe { (constant!(vni), constant!(vtep)) };
-    if !skb.is_to_host() {
+    let (host, vni, vtep) = unsafe { (constant!(host), constant!(vni), constant!(vtep)) };
+    // A packet for another host that came by our MAC address is routed on, not decapsulated.
+    if !skb.is_to_host() || outer.destination != host {
         return Err(Reason::NotOverlay);
     }
     if outer.checksum != 0 {
@@ -88,7 +82,9 @@ fn check_outer(skb: &Skb, outer: &Outer) -> Result<(), Reason> {
     if EGRESS_HOST.get_ptr(&outer.source).is_none() {
         return Err(Reason::NotPeer);
     }
-    if outer.inner_destination != vtep {
+    // The VXLAN device drops what seems to come from itself (drivers/net/vxlan/vxlan_core.c,
+    // `vxlan_set_mac`).
+    if outer.inner_destination != vtep || outer.inner_source == vtep {
         return Err(Reason::NotVtep);
     }
     if outer.inner_ethertype != ETHERTYPE_IPV4.to_be() {
@@ -132,11 +128,17 @@ fn cached(
 
 /// Takes the outer headers off and hands the packet to the container's end of its device pair.
 #[inline(always)]
-fn deliver(skb: &Skb, ifindex: u32, destination: MacWord, source: MacWord) -> Result<i32, Reason> {
-    inner::decrement_ttl(skb, HEADER_LEN)?;
+fn deliver(
+    skb: &Skb,
+    inner: &Inner,
+    tos: u8,
+    ifindex: u32,
+    [destination, source]: [MacWord; 2],
+) -> Result<i32, Reason> {
+    inner::rewrite(skb, HEADER_LEN, tos, inner.ttl - 1)?;
     if let Err(reason) = skb.adjust_room(-(OVERHEAD as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)) {
-        // A congestion mark that was copied inside may stay: the slow path would copy it again.
-        inner::restore_ttl(skb, HEADER_LEN)?;
+        // The slow path gets the packet as it was.
+        inner::rewrite(skb, HEADER_LEN, inner.tos, inner.ttl)?;
         return Err(reason);
     }
     let frame: *mut [u8; ETH_LEN] = skb.at(0)?;

@@ -5,7 +5,7 @@ use oncache_abi::{
     checksum::{fold, sum_header, update},
     flow::FlowKey,
     headers::{
-        ECN_CE, FRAGMENT, IPV4_LEN, IPV4_PLAIN, TCP, TCP_LEN, TCP_STATE_FLAGS, UDP, UDP_LEN,
+        FRAGMENT, IPV4_LEN, IPV4_PLAIN, TCP, TCP_ACK, TCP_LEN, TCP_STATE_FLAGS, UDP, UDP_LEN,
     },
     reason::Reason,
 };
@@ -66,7 +66,8 @@ pub struct Inner {
     pub total_length: u16,
     /// Length of the TCP or UDP header.
     pub transport_length: u16,
-    /// SYN, FIN or RST is set.
+    /// SYN, FIN or RST is set, or ACK is not: conntrack calls that invalid, and rules may refuse it
+    /// (net/netfilter/nf_conntrack_proto_tcp.c, `tcp_valid_flags`).
     pub changes_state: bool,
 }
 
@@ -124,7 +125,7 @@ pub fn parse(skb: &Skb, offset: usize) -> Result<Inner, Reason> {
                 (
                     &raw const (*tcp).ports,
                     length,
-                    (*tcp).flags & TCP_STATE_FLAGS != 0,
+                    (*tcp).flags & (TCP_STATE_FLAGS | TCP_ACK) != TCP_ACK,
                 )
             }
         }
@@ -186,56 +187,41 @@ impl Inner {
     }
 }
 
-/// Takes one hop off the TTL of the header at `offset`, checksum included (net/ip.h,
-/// `ip_decrease_ttl`).
+/// Writes TOS and TTL of the header at `offset`, checksum included (net/ip.h, `ip_decrease_ttl`;
+/// include/net/inet_ecn.h, `IP_ECN_set_ce`).
 #[inline(always)]
-pub fn decrement_ttl(skb: &Skb, offset: usize) -> Result<(), Reason> {
-    change_ttl(skb, offset, u8::MAX)
-}
-
-/// Undoes [`decrement_ttl`].
-#[inline(always)]
-pub fn restore_ttl(skb: &Skb, offset: usize) -> Result<(), Reason> {
-    change_ttl(skb, offset, 1)
-}
-
-/// Sets both ECN bits of the header at `offset`, checksum included (include/net/inet_ecn.h,
-/// `IP_ECN_set_ce`).
-#[inline(always)]
-pub fn mark_congestion(skb: &Skb, offset: usize) -> Result<(), Reason> {
-    const CHECKSUM: usize = 10;
-    let start: *mut [u8; IPV4_LEN] = skb.at(offset)?;
-    let start = start.cast::<u8>();
-    // SAFETY: all twenty bytes lie within the packet; BPF needs no alignment.
+pub fn rewrite(skb: &Skb, offset: usize, tos: u8, ttl: u8) -> Result<(), Reason> {
+    /// The TOS is the second byte of its 16-bit word of the checksum, the TTL the first of its own.
+    const TOS_WORD: usize = 0;
+    const TTL_WORD: usize = 8;
+    let header: *mut [u8; IPV4_LEN] = skb.at(offset)?;
+    let header = header.cast::<u8>();
+    // SAFETY: all twenty bytes lie within the packet.
     unsafe {
-        let word = start.cast::<u16>();
-        let checksum = start.add(CHECKSUM).cast::<u16>();
-        let old = *word;
-        let [version, tos] = old.to_ne_bytes();
-        let new = u16::from_ne_bytes([version, tos | ECN_CE]);
-        *word = new;
-        *checksum = update(*checksum, old, new);
+        let [version, _] = header.add(TOS_WORD).cast::<[u8; 2]>().read();
+        replace(header, TOS_WORD, u16::from_ne_bytes([version, tos]));
+        let [_, protocol] = header.add(TTL_WORD).cast::<[u8; 2]>().read();
+        replace(header, TTL_WORD, u16::from_ne_bytes([ttl, protocol]));
     }
     Ok(())
 }
 
-/// Adds `by` to the TTL, modulo 256.
+/// Replaces the 16-bit word at `at`, if it is another, and updates the checksum.
+///
+/// # Safety
+///
+/// `header` is an IPv4 header within the packet. BPF needs no alignment.
 #[inline(always)]
-fn change_ttl(skb: &Skb, offset: usize, by: u8) -> Result<(), Reason> {
-    /// Offset of the TTL and protocol bytes, one 16-bit word of the checksum.
-    const TTL: usize = 8;
+unsafe fn replace(header: *mut u8, at: usize, new: u16) {
     const CHECKSUM: usize = 10;
-    let start: *mut [u8; IPV4_LEN] = skb.at(offset)?;
-    let start = start.cast::<u8>();
-    // SAFETY: all twenty bytes lie within the packet; BPF needs no alignment.
+    // SAFETY: the caller's.
     unsafe {
-        let word = start.add(TTL).cast::<u16>();
-        let checksum = start.add(CHECKSUM).cast::<u16>();
+        let word = header.add(at).cast::<u16>();
+        let checksum = header.add(CHECKSUM).cast::<u16>();
         let old = *word;
-        let [ttl, protocol] = old.to_ne_bytes();
-        let new = u16::from_ne_bytes([ttl.wrapping_add(by), protocol]);
-        *word = new;
-        *checksum = update(*checksum, old, new);
+        if old != new {
+            *word = new;
+            *checksum = update(*checksum, old, new);
+        }
     }
-    Ok(())
 }

@@ -39,6 +39,7 @@ pub struct Outer {
     /// The VNI in its place, shifted left by 8; the reserved byte below it is zero.
     pub vni: u32,
     pub inner_destination: [u8; 6],
+    pub inner_source: [u8; 6],
     pub inner_ethertype: u16,
 }
 
@@ -76,6 +77,7 @@ pub fn parse(skb: &Skb) -> Result<Outer, Reason> {
         checksum: tunnel.checksum,
         vni: tunnel.vni,
         inner_destination: tunnel.inner_destination,
+        inner_source: tunnel.inner_source,
         inner_ethertype: tunnel.inner_ethertype,
     })
 }

@@ -17,6 +17,7 @@ pub mod counters;
 pub mod epoch;
 pub mod load;
 pub mod pins;
+mod test_run;
 mod upkeep;
 
 use std::{io, path::PathBuf};
@@ -35,6 +36,7 @@ use thiserror::Error;
 
 pub use attach::{AttachMode, Attachment};
 pub use load::Sizes;
+pub use test_run::{PacketContext, RunOutcome};
 
 /// Where the data path is pinned.
 pub const PIN_ROOT: &str = "/sys/fs/bpf/oncache";
@@ -74,6 +76,14 @@ pub enum DatapathError {
         /// The program.
         program: &'static str,
         /// The kernel's answer, with the verifier's log.
+        source: ProgramError,
+    },
+    /// The kernel would not run a program on a packet.
+    #[error("run program {program}: {}", chain(.source))]
+    Run {
+        /// The program.
+        program: &'static str,
+        /// The kernel's answer.
         source: ProgramError,
     },
     /// A program could not be attached or replaced.

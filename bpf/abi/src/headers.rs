@@ -28,6 +28,8 @@ pub const FRAGMENT: u16 = 0x3fff;
 pub const DONT_FRAGMENT: u16 = 0x4000;
 /// FIN, SYN and RST in the TCP flags byte: they change conntrack's state.
 pub const TCP_STATE_FLAGS: u8 = 0x07;
+/// ACK in the TCP flags byte: every segment of an established connection has it.
+pub const TCP_ACK: u8 = 0x10;
 /// URG in the TCP flags byte.
 pub const TCP_URG: u8 = 0x20;
 /// First four bytes of a VXLAN header with a VNI and nothing else (RFC 7348, section 5).
@@ -35,6 +37,8 @@ pub const VXLAN_FLAGS: [u8; 4] = [0x08, 0, 0, 0];
 
 /// The ECN bits of a TOS byte (RFC 3168, section 5).
 pub const ECN_MASK: u8 = 3;
+/// ECT(1).
+pub const ECN_ECT1: u8 = 1;
 /// ECT(0).
 pub const ECN_ECT0: u8 = 2;
 /// Congestion experienced.
@@ -48,6 +52,19 @@ pub const ECN_CE: u8 = 3;
 pub const fn outer_tos(inner: u8) -> u8 {
     let ecn = inner & ECN_MASK;
     if ecn == ECN_CE { ECN_ECT0 } else { ecn }
+}
+
+/// The inner TOS byte after decapsulation from an outer header: a mark of congestion and ECT(1) are
+/// carried inside. None where the kernel drops the packet: congestion marked on one whose sender
+/// does not know of ECN (include/net/inet_ecn.h, `INET_ECN_decapsulate`; RFC 6040, section 4.2).
+#[inline(always)]
+pub const fn decapsulated_tos(outer: u8, inner: u8) -> Option<u8> {
+    match (outer & ECN_MASK, inner & ECN_MASK) {
+        (ECN_CE, 0) => None,
+        (ECN_CE, _) => Some(inner | ECN_CE),
+        (ECN_ECT1, ECN_ECT0) => Some((inner & !ECN_MASK) | ECN_ECT1),
+        _ => Some(inner),
+    }
 }
 
 /// The outer UDP source port for a flow hash: what `udp_flow_src_port` (include/net/udp.h) gives
@@ -69,6 +86,24 @@ mod tests {
         assert_eq!(outer_tos(0b1011_1001), 1);
         assert_eq!(outer_tos(0b1011_1010), 2);
         assert_eq!(outer_tos(0b1011_1011), 2);
+    }
+
+    #[test]
+    fn marks_of_the_wire_are_carried_inside() {
+        // Rows: outer Not-ECT, ECT(1), ECT(0), CE; columns: inner, likewise. RFC 6040, figure 4.
+        const DROPPED: u8 = 0xff;
+        let carried = [[0, 1, 2, 3], [0, 1, 1, 3], [0, 1, 2, 3], [DROPPED, 3, 3, 3]];
+        for (outer, row) in carried.iter().enumerate() {
+            for (inner, ecn) in row.iter().enumerate() {
+                let (outer, inner) = (outer as u8 | 0x54, inner as u8 | 0xa8);
+                let expected = (*ecn != DROPPED).then_some(*ecn | 0xa8);
+                assert_eq!(
+                    decapsulated_tos(outer, inner),
+                    expected,
+                    "{outer:#x} over {inner:#x}"
+                );
+            }
+        }
     }
 
     #[test]

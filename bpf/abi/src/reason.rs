@@ -84,7 +84,7 @@ reasons! {
     TtlExpires = "ttl-expires",
     /// neither TCP nor UDP
     OtherProtocol = "other-protocol",
-    /// SYN, FIN or RST: conntrack must see it; the flow's entry is dropped
+    /// SYN, FIN or RST, or no ACK: conntrack must see it; the flow's entry is dropped
     TcpState = "tcp-state",
     /// larger than the overlay's MTU
     OverMtu = "over-mtu",
@@ -116,13 +116,13 @@ reasons! {
     WrongHost = "wrong-host",
     /// outer UDP checksum present: the kernel must verify it
     OuterChecksum = "outer-checksum",
-    /// congestion marked on the outer header of a packet without ECN inside
+    /// the outer header's ECN means a drop, or a mark that is rare
     OuterCongestion = "outer-congestion",
     /// VXLAN flags or VNI are not ours
     OtherVni = "other-vni",
     /// outer source is not a configured peer
     NotPeer = "not-peer",
-    /// inner frame is not addressed to this host's VTEP
+    /// inner frame is not to this host's VTEP from another one
     NotVtep = "not-vtep",
     /// missed, but the slow path did not find the flow established
     NotEstablished = "not-established",

@@ -1,0 +1,170 @@
+//! A bench for the eBPF programs: one crafted packet through one real program, no traffic.
+//!
+//! [`Bench`] loads the programs the way the daemon does, on a bpffs and in a network namespace of
+//! its own. [`Maps`] is all they remember, as plain data to set and to compare; [`Frame`] makes
+//! packets. The world that the tests share is in [`world`].
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "not every test uses all of the bench"
+)]
+
+mod frame;
+mod maps;
+pub mod world;
+
+use std::{collections::HashSet, path::Path, time::Duration};
+
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use oncache::datapath::{
+    AttachMode, Datapath, PIN_ROOT, PacketContext, RunOutcome, Sizes, clock, epoch::Tuning, pins,
+};
+use oncache_abi::{
+    cache::{HostHeaders, HostWord, LocalContainer},
+    flow::{FilterWord, FlowKey},
+    reason::{Program, REASONS_PER_PROGRAM, Reason},
+    settings::Settings,
+};
+use oncache_testbed::Place;
+
+pub use frame::{Ends, Frame, sum16};
+pub use maps::{Maps, flow_word, key};
+
+/// `TC_ACT_UNSPEC`: the packet goes on to the slow path.
+pub const UNSPEC: i32 = -1;
+/// `TC_ACT_REDIRECT`: the packet takes the fast path.
+pub const REDIRECT: i32 = 7;
+
+/// The loaded programs and their maps.
+pub struct Bench {
+    datapath: Datapath,
+    settings: Array<MapData, Settings>,
+    counters: PerCpuArray<MapData, u64>,
+    filter: HashMap<MapData, FlowKey, FilterWord>,
+    egress_ip: HashMap<MapData, u32, HostWord>,
+    egress_host: HashMap<MapData, u32, HostHeaders>,
+    ingress: HashMap<MapData, u32, LocalContainer>,
+}
+
+/// Runs `work` with freshly loaded programs, on a thread in the bench's own namespaces.
+pub fn on_a_bench<T: Send>(work: impl FnOnce(&mut Bench) -> T + Send) -> T {
+    let place = Place::new();
+    for (name, index, mac) in world::DEVICES {
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        place.sh(&format!(
+            "ip link add {name} index {index} address {mac} type veth peer name {name}-end"
+        ));
+    }
+    place.enter(|| work(&mut Bench::load()))
+}
+
+impl Bench {
+    fn load() -> Self {
+        let root = Path::new(PIN_ROOT);
+        let sizes = Sizes { flows: 1024 };
+        let constants = world::constants();
+        let mut datapath = Datapath::load(root, &constants, sizes, AttachMode::Tcx)
+            .expect("the programs load (root is needed)");
+        let tuning = Tuning {
+            lease: world::LEASE,
+            ports: world::PORTS,
+            fingerprint: 1,
+        };
+        datapath.tune(&tuning).expect("settings");
+        let pinned = |name: &str| {
+            MapData::from_pin(pins::maps(root, sizes).join(name)).expect("a pinned map")
+        };
+        let bad = "a map of the kind the daemon opens";
+        let mut bench = Self {
+            datapath,
+            settings: Map::Array(pinned("SETTINGS")).try_into().expect(bad),
+            counters: Map::PerCpuArray(pinned("COUNTERS")).try_into().expect(bad),
+            filter: Map::LruHashMap(pinned("FILTER")).try_into().expect(bad),
+            egress_ip: Map::LruHashMap(pinned("EGRESS_IP")).try_into().expect(bad),
+            egress_host: Map::HashMap(pinned("EGRESS_HOST")).try_into().expect(bad),
+            ingress: Map::HashMap(pinned("INGRESS")).try_into().expect(bad),
+        };
+        let settings = bench.settings.get(&0, 0).expect("settings");
+        let epoch = world::EPOCH;
+        let there = Settings { epoch, ..settings };
+        bench.settings.set(0, there, 0).expect("an epoch");
+        bench
+    }
+
+    /// Runs a packet through a program.
+    pub fn run(&self, program: Program, frame: &[u8], context: PacketContext) -> RunOutcome {
+        let outcome = self.datapath.run_once(program, frame, context);
+        outcome.unwrap_or_else(|error| panic!("{error}; the frame: {}", hex(frame)))
+    }
+
+    /// What a program counted under a reason.
+    pub fn count(&self, program: Program, reason: Reason) -> u64 {
+        let index = program as u32 * REASONS_PER_PROGRAM + reason as u32;
+        let values = self.counters.get(&index, 0).expect("a counter");
+        values.iter().sum()
+    }
+
+    /// All counters that are not zero.
+    pub fn counts(&self) -> std::collections::HashMap<(&'static str, &'static str), u64> {
+        let all = Program::ALL
+            .into_iter()
+            .flat_map(|program| Reason::ALL.iter().map(move |reason| (program, *reason)));
+        all.map(|(program, reason)| ((program.name(), reason.name()), self.count(program, reason)))
+            .filter(|(_, packets)| *packets != 0)
+            .collect()
+    }
+
+    /// What the programs remember.
+    pub fn maps(&self) -> Maps {
+        Maps {
+            flows: read(&self.filter),
+            addresses: read(&self.egress_ip),
+            hosts: read(&self.egress_host),
+            containers: read(&self.ingress),
+        }
+    }
+
+    /// Makes the programs remember exactly this.
+    pub fn set(&mut self, maps: &Maps) {
+        write(&mut self.filter, &maps.flows);
+        write(&mut self.egress_ip, &maps.addresses);
+        write(&mut self.egress_host, &maps.hosts);
+        write(&mut self.ingress, &maps.containers);
+    }
+
+    /// Enters flows, and leaves everything else as it is.
+    pub fn enter_flows(&mut self, maps: &Maps) {
+        for (flow, word) in &maps.flows {
+            self.filter.insert(flow, word, 0).expect("a flow");
+        }
+    }
+}
+
+fn read<K: aya::Pod + Eq + std::hash::Hash, V: aya::Pod>(
+    map: &HashMap<MapData, K, V>,
+) -> std::collections::HashMap<K, V> {
+    map.iter().map(|entry| entry.expect("an entry")).collect()
+}
+
+fn write<K: aya::Pod + Eq + std::hash::Hash, V: aya::Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    entries: &std::collections::HashMap<K, V>,
+) {
+    let present: HashSet<K> = map.keys().map(|key| key.expect("a key")).collect();
+    for gone in present.iter().filter(|key| !entries.contains_key(key)) {
+        map.remove(gone).expect("an entry removed");
+    }
+    for (key, value) in entries {
+        map.insert(key, value, 0).expect("an entry");
+    }
+}
+
+/// A frame as one line.
+pub fn hex(frame: &[u8]) -> String {
+    frame.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The lease tick `after` from now.
+pub fn tick_in(after: Duration) -> u64 {
+    clock::now() + u64::from(clock::to_ticks(after))
+}

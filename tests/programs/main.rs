@@ -1,0 +1,11 @@
+//! The eBPF programs, packet by packet: for every program and every reason it can give, packets
+//! that make it give that reason, and all that must come of them.
+
+mod case;
+mod complete;
+mod egress;
+mod egress_init;
+mod ingress;
+mod ingress_init;
+#[path = "../program_bench/mod.rs"]
+mod program_bench;
