@@ -186,7 +186,7 @@ fn when_the_owner_is_killed_nothing_is_left() {
 }
 
 #[test]
-#[ignore = "is run by another test, to be killed"]
+#[ignore = "since 2026-11-24: no test by itself; another test runs it, to kill it"]
 fn the_victim() {
     let Ok(witness) = env::var(VICTIM) else {
         return;
