@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::{config::Config, netlink::Event};
+use crate::{config::Config, netlink::Event, stable_hash::fnv1a};
 
 /// What a notification asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +60,9 @@ pub fn effective_lease(configured: Duration, conntrack_timeouts: &[u64]) -> Dura
 }
 
 /// A number that differs where cached results learned under one configuration do not hold under
-/// another (FNV-1a, folded to 32 bits; never zero, which is what fresh maps hold).
+/// another (32 bits; never zero, which is what fresh maps hold).
 #[must_use]
 pub fn fingerprint(config: &Config) -> u32 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     // The lease and the sizes bind nothing that was learned.
     let bound = (
         &config.node,
@@ -71,9 +70,7 @@ pub fn fingerprint(config: &Config) -> u32 {
         &config.peers,
         config.cache.mark_mask.bits(),
     );
-    for byte in format!("{bound:?}").bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
+    let hash = fnv1a(format!("{bound:?}").as_bytes());
     let [a, b, c, d, e, f, g, h] = hash.to_le_bytes();
     (u32::from_le_bytes([a, b, c, d]) ^ u32::from_le_bytes([e, f, g, h])).max(1)
 }

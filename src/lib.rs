@@ -14,4 +14,5 @@ pub mod datapath;
 pub mod netlink;
 pub mod overlay;
 pub mod probe;
+pub mod stable_hash;
 pub mod state;

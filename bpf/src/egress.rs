@@ -11,7 +11,7 @@ use oncache_abi::{
     cache::{HEADER_LEN, HostHeaders, LocalContainer},
     checksum::fold,
     flow::{FlowKey, Verdict},
-    headers::{ETH_LEN, IPV4_LEN, OVERHEAD, TCP_LEN, outer_tos, source_port},
+    headers::{ETH_LEN, IPV4_LEN, OVERHEAD, TCP_LEN, outer_tos, source_port, varying},
     mark::EGRESS_MISS,
     reason::{Program, Reason},
     settings::Settings,
@@ -178,13 +178,6 @@ fn write_headers(
     settings: &Settings,
     hash: u32,
 ) -> Result<(), Reason> {
-    const TOS: usize = ETH_LEN + 1;
-    const TOTAL_LENGTH: usize = ETH_LEN + 2;
-    const ID: usize = ETH_LEN + 4;
-    const CHECKSUM: usize = ETH_LEN + 10;
-    const SOURCE_PORT: usize = ETH_LEN + IPV4_LEN;
-    const UDP_LENGTH: usize = ETH_LEN + IPV4_LEN + 4;
-
     // All that is written, before anything is.
     let frame: *mut [u8; HEADER_LEN + IPV4_LEN] = skb.at(0)?;
     inner::rewrite(skb, HEADER_LEN, inner.tos, inner.ttl - 1)?;
@@ -204,12 +197,12 @@ fn write_headers(
     unsafe {
         let bytes = frame.cast::<u8>();
         *bytes.cast::<[u64; HEADER_LEN / 8]>() = headers.template;
-        *bytes.add(TOS) = tos;
-        *bytes.add(TOTAL_LENGTH).cast::<u16>() = total_length;
-        *bytes.add(ID).cast::<u16>() = id;
-        *bytes.add(CHECKSUM).cast::<u16>() = !fold(sum);
-        *bytes.add(SOURCE_PORT).cast::<u16>() = port;
-        *bytes.add(UDP_LENGTH).cast::<u16>() = udp_length;
+        *bytes.add(varying::TOS) = tos;
+        *bytes.add(varying::TOTAL_LENGTH).cast::<u16>() = total_length;
+        *bytes.add(varying::ID).cast::<u16>() = id;
+        *bytes.add(varying::CHECKSUM).cast::<u16>() = !fold(sum);
+        *bytes.add(varying::SOURCE_PORT).cast::<u16>() = port;
+        *bytes.add(varying::UDP_LENGTH).cast::<u16>() = udp_length;
     }
     Ok(())
 }

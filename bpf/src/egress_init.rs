@@ -5,7 +5,7 @@ use oncache_abi::{
     cache::{HEADER_LEN, HostHeaders, HostWord},
     checksum::{fold, sum_header},
     flow::EGRESS,
-    headers::{ETH_LEN, ETHERTYPE_IPV4, IPV4_LEN},
+    headers::{ETH_LEN, ETHERTYPE_IPV4, varying},
     mark::EGRESS_MISS,
     reason::{Program, Reason},
 };
@@ -80,25 +80,18 @@ fn learn_headers(skb: &Skb, outer: &Outer, epoch: u32) -> Result<(), Reason> {
 /// The packet's first 64 bytes with all that differs from packet to packet set to zero.
 #[inline(always)]
 fn template(skb: &Skb, epoch: u32) -> Result<HostHeaders, Reason> {
-    const TOS: usize = ETH_LEN + 1;
-    const TOTAL_LENGTH: usize = ETH_LEN + 2;
-    const ID: usize = ETH_LEN + 4;
-    const CHECKSUM: usize = ETH_LEN + 10;
-    const SOURCE_PORT: usize = ETH_LEN + IPV4_LEN;
-    const UDP_LENGTH: usize = ETH_LEN + IPV4_LEN + 4;
-
     let frame: *mut [u64; HEADER_LEN / 8] = skb.at(0)?;
     let mut headers = HostHeaders::UNLEARNED;
     // SAFETY: the 64 bytes lie within the packet; the template is as long.
     unsafe {
         headers.template = *frame;
         let bytes = (&raw mut headers.template).cast::<u8>();
-        *bytes.add(TOS) = 0;
-        *bytes.add(TOTAL_LENGTH).cast::<u16>() = 0;
-        *bytes.add(ID).cast::<u16>() = 0;
-        *bytes.add(CHECKSUM).cast::<u16>() = 0;
-        *bytes.add(SOURCE_PORT).cast::<u16>() = 0;
-        *bytes.add(UDP_LENGTH).cast::<u16>() = 0;
+        *bytes.add(varying::TOS) = 0;
+        *bytes.add(varying::TOTAL_LENGTH).cast::<u16>() = 0;
+        *bytes.add(varying::ID).cast::<u16>() = 0;
+        *bytes.add(varying::CHECKSUM).cast::<u16>() = 0;
+        *bytes.add(varying::SOURCE_PORT).cast::<u16>() = 0;
+        *bytes.add(varying::UDP_LENGTH).cast::<u16>() = 0;
         headers.ip_sum = u32::from(fold(sum_header(&*bytes.add(ETH_LEN).cast::<[u32; 5]>())));
     }
     headers.ifindex = skb.ifindex();

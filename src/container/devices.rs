@@ -11,6 +11,7 @@ use crate::{
         Link, MAIN_TABLE, Mac, Netlink, NetlinkError, ROUTE_PROTOCOL, Route, RouteReach, VethEnd,
     },
     overlay::names::{BRIDGE, container_mac},
+    stable_hash::fnv1a,
     state::Container,
 };
 
@@ -26,7 +27,7 @@ const ALIAS: &str = "oncache container ";
 const NAME_LENGTH: usize = 15;
 
 /// The name of the host-side device of the container called `name`: the name itself where it fits
-/// and is a device name, else a hash of it (FNV-1a).
+/// and is a device name, else a hash of it.
 #[must_use]
 pub fn host_device(name: &str) -> String {
     let fits = NAMED.len() + name.len() <= NAME_LENGTH
@@ -36,11 +37,7 @@ pub fn host_device(name: &str) -> String {
     if fits {
         return format!("{NAMED}{name}");
     }
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in name.bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    format!("{HASHED}{:011x}", hash >> 20)
+    format!("{HASHED}{:011x}", fnv1a(name.as_bytes()) >> 20)
 }
 
 /// Whether a device is one of ours by name and alias: if no record knows it, it is a leftover.

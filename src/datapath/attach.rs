@@ -11,7 +11,7 @@ use std::{
 
 use aya::{
     programs::{
-        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+        LinkOrder, ProgramError, TcAttachType,
         links::{FdLink, Link as _, LinkError, PinnedLink},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
     },
@@ -21,7 +21,7 @@ use aya::{
 use oncache_abi::reason::Program;
 use serde::{Deserialize, Serialize};
 
-use super::{Datapath, DatapathError, chain, pins};
+use super::{Datapath, DatapathError, chain, classifier, pins};
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,18 +141,6 @@ impl Datapath {
         Ok(attached)
     }
 
-    fn loaded(&mut self, program: Program) -> Result<&mut SchedClassifier, DatapathError> {
-        let name = program.name();
-        self.programs
-            .program_mut(name)
-            .ok_or(DatapathError::Missing(name))?
-            .try_into()
-            .map_err(|source| DatapathError::Program {
-                program: name,
-                source,
-            })
-    }
-
     /// Returns whether the program was not there.
     fn attach_tcx(&mut self, device: &str, program: Program) -> Result<bool, DatapathError> {
         let path = pin(&self.root, device, program);
@@ -161,7 +149,7 @@ impl Datapath {
             device: device.to_owned(),
             reason,
         };
-        let loaded = self.loaded(program)?;
+        let loaded = classifier(&mut self.programs, program)?;
         match PinnedLink::from_pin(&path) {
             Ok(pinned) => {
                 let link: SchedClassifierLink = FdLink::from(pinned)
@@ -209,7 +197,7 @@ impl Datapath {
             Err(error) if is_there_already(&error) => false,
             Err(error) => return Err(failed(chain(&error))),
         };
-        let loaded = self.loaded(program)?;
+        let loaded = classifier(&mut self.programs, program)?;
         let options = NlOptions {
             priority: CLSACT_PRIORITY,
             handle: CLSACT_HANDLE,

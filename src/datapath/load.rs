@@ -5,11 +5,10 @@ use std::path::Path;
 use aya::{
     EbpfLoader,
     maps::{Array, HashMap, Map, PerCpuArray},
-    programs::SchedClassifier,
 };
 use oncache_abi::{reason::Program, settings::Constants};
 
-use super::{AttachMode, Datapath, DatapathError, map_error, pins};
+use super::{AttachMode, Datapath, DatapathError, classifier, map_error, pins};
 
 /// The programs, built from `bpf/` (see `build.rs`). ELF sections are read at 8-byte alignment.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/oncache.bpf.o"));
@@ -44,17 +43,9 @@ impl Datapath {
             .default_map_pin_directory(&maps)
             .load(OBJECT)?;
         for program in Program::ALL {
-            let name = program.name();
-            let loaded: &mut SchedClassifier = programs
-                .program_mut(name)
-                .ok_or(DatapathError::Missing(name))?
-                .try_into()
-                .map_err(|source| DatapathError::Program {
-                    program: name,
-                    source,
-                })?;
+            let loaded = classifier(&mut programs, program)?;
             loaded.load().map_err(|source| DatapathError::Program {
-                program: name,
+                program: program.name(),
                 source,
             })?;
         }

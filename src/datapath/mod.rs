@@ -25,11 +25,12 @@ use std::{io, path::PathBuf};
 use aya::{
     Ebpf, EbpfError,
     maps::{Array, HashMap, MapData, MapError, PerCpuArray},
-    programs::ProgramError,
+    programs::{ProgramError, SchedClassifier},
 };
 use oncache_abi::{
     cache::{HostHeaders, HostWord, LocalContainer},
     flow::{FilterWord, FlowKey},
+    reason::Program,
     settings::Settings,
 };
 use thiserror::Error;
@@ -112,6 +113,22 @@ pub enum DatapathError {
     /// The grace period after a new epoch could not be waited for.
     #[error("wait for running programs after the new epoch: {0}")]
     Grace(io::Error),
+}
+
+/// A program of the object.
+fn classifier(
+    programs: &mut Ebpf,
+    program: Program,
+) -> Result<&mut SchedClassifier, DatapathError> {
+    let name = program.name();
+    programs
+        .program_mut(name)
+        .ok_or(DatapathError::Missing(name))?
+        .try_into()
+        .map_err(|source| DatapathError::Program {
+            program: name,
+            source,
+        })
 }
 
 /// An error and its causes in one line.

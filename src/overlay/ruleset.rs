@@ -13,6 +13,8 @@ use nftables::{
     types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
 };
 
+use crate::stable_hash::fnv1a;
+
 use super::{
     names::{BRIDGE, VXLAN},
     nftables::{Fingerprint, TABLE, fingerprint},
@@ -197,13 +199,6 @@ fn rule(chain: &'static str, expr: Vec<Statement<'static>>) -> Rule<'static> {
         comment: Some(format!("oncache:{:016x}", fnv1a(form.as_bytes())).into()),
         ..Rule::default()
     }
-}
-
-/// FNV-1a, 64 bits: stable from one build to the next, which the standard library's hash is not.
-pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 pub(super) fn batch(commands: Vec<NfCmd<'static>>) -> Nftables<'static> {

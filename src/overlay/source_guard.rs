@@ -13,7 +13,10 @@ use nftables::helper;
 use serde_json::{Value, json};
 
 use super::nftables::{TABLE, TableError, failed};
-use crate::netlink::{Mac, format_mac};
+use crate::{
+    netlink::{Mac, format_mac},
+    stable_hash::fnv1a,
+};
 
 /// The family that sees the bridge's ports.
 const FAMILY: &str = "bridge";
@@ -220,7 +223,7 @@ fn rules() -> Vec<Value> {
 /// A rule whose comment names its wanted form by a hash, as the table `inet oncache` has it.
 fn rule(chain: &str, expr: &[Value]) -> Value {
     let form = Value::from(expr.to_vec()).to_string();
-    let comment = format!("oncache:{:016x}", super::ruleset::fnv1a(form.as_bytes()));
+    let comment = format!("oncache:{:016x}", fnv1a(form.as_bytes()));
     json!({ "rule": {
         "family": FAMILY, "table": TABLE, "chain": chain, "expr": expr, "comment": comment,
     } })

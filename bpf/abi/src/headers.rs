@@ -13,6 +13,24 @@ pub const VXLAN_LEN: usize = 8;
 /// What VXLAN encapsulation adds to a frame: outer IPv4, UDP, VXLAN and inner Ethernet.
 pub const OVERHEAD: usize = IPV4_LEN + UDP_LEN + VXLAN_LEN + ETH_LEN;
 
+/// Offsets, from the frame's start, of the outer fields that differ from packet to packet.
+pub mod varying {
+    use super::{ETH_LEN, IPV4_LEN};
+
+    /// IPv4 TOS, one byte.
+    pub const TOS: usize = ETH_LEN + 1;
+    /// IPv4 total length, two bytes.
+    pub const TOTAL_LENGTH: usize = ETH_LEN + 2;
+    /// IPv4 ID, two bytes.
+    pub const ID: usize = ETH_LEN + 4;
+    /// IPv4 header checksum, two bytes.
+    pub const CHECKSUM: usize = ETH_LEN + 10;
+    /// UDP source port, two bytes.
+    pub const SOURCE_PORT: usize = ETH_LEN + IPV4_LEN;
+    /// UDP length, two bytes.
+    pub const UDP_LENGTH: usize = ETH_LEN + IPV4_LEN + 4;
+}
+
 /// EtherType of IPv4, host byte order.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
 /// IP protocol number of TCP.
