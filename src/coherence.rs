@@ -6,7 +6,11 @@
 
 use std::time::Duration;
 
-use crate::{config::Config, netlink::Event, stable_hash::fnv1a};
+use crate::{
+    config::Config,
+    netlink::{Event, Mac},
+    stable_hash::fnv1a,
+};
 
 /// What a notification asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,12 +33,21 @@ pub fn respond(event: &Event, own: impl Fn(u32) -> bool) -> Response {
         Event::Ruleset | Event::Overrun => Response::InvalidateAndReconcile,
         // A device that went may have been one of ours, whose index is no longer known.
         Event::Link { .. } => Response::Reconcile,
-        Event::Route { device: None } => Response::Reconcile,
+        // Learned headers lead where the routes of then led.
+        Event::Route { device: None } => Response::InvalidateAndReconcile,
         Event::Route {
             device: Some(device),
         }
-        | Event::Address { device }
-        | Event::Neighbour { device } => {
+        | Event::Address { device } => {
+            if own(*device) {
+                Response::InvalidateAndReconcile
+            } else {
+                Response::Ignore
+            }
+        }
+        // Mostly a change of state without one of address: the reconciliation looks (see
+        // [`next_hop_has_moved`]).
+        Event::Neighbour { device } => {
             if own(*device) {
                 Response::Reconcile
             } else {
@@ -42,6 +55,13 @@ pub fn respond(event: &Event, own: impl Fn(u32) -> bool) -> Response {
             }
         }
     }
+}
+
+/// Whether packets by learned headers may go to a station that is not the next hop any more: one of
+/// the MAC addresses learned as next hop is no neighbour's on the underlay device now.
+#[must_use]
+pub fn next_hop_has_moved(learned: &[Mac], neighbours: &[Mac]) -> bool {
+    learned.iter().any(|mac| !neighbours.contains(mac))
 }
 
 /// The lease in force: what is configured, but no more than half of the shortest conntrack timeout
@@ -104,13 +124,29 @@ mod tests {
             Response::Ignore
         );
         assert_eq!(
-            respond(&Event::Route { device: None }, own),
-            Response::Reconcile
+            respond(&Event::Route { device: Some(8) }, own),
+            Response::Ignore
         );
+        for changed in [
+            Event::Route { device: None },
+            Event::Route { device: Some(7) },
+            Event::Address { device: 7 },
+        ] {
+            assert_eq!(respond(&changed, own), Response::InvalidateAndReconcile);
+        }
         assert_eq!(
             respond(&Event::Link { device: 8 }, own),
             Response::Reconcile
         );
+    }
+
+    #[test]
+    fn a_next_hop_has_moved_if_its_address_is_nobodys() {
+        let (one, two) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        assert!(!next_hop_has_moved(&[one], &[two, one]));
+        assert!(!next_hop_has_moved(&[], &[two]));
+        assert!(next_hop_has_moved(&[two, one], &[two]));
+        assert!(next_hop_has_moved(&[one], &[]));
     }
 
     #[test]

@@ -261,7 +261,9 @@ fn heed(node: &mut Node, event: &Event) -> bool {
         Response::InvalidateAndReconcile => {
             node.invalidate(match event {
                 Event::Overrun => "notifications were lost",
-                _ => "the nftables ruleset changed",
+                Event::Ruleset => "the nftables ruleset changed",
+                Event::Route { .. } => "a route changed",
+                _ => "an address changed",
             });
             true
         }

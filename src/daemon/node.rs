@@ -9,10 +9,11 @@ use super::{
     teardown::{self, TeardownErrors},
 };
 use crate::{
+    coherence::next_hop_has_moved,
     config::Config,
     container::devices,
     datapath::{Datapath, PIN_ROOT},
-    netlink::Netlink,
+    netlink::{Mac, Netlink},
     overlay::{
         names::{BRIDGE, VXLAN},
         nftables::Marks,
@@ -173,7 +174,28 @@ impl Node {
         changed |= self.mend_containers().await?;
         self.mend_attachments()?;
         self.tune_fast_path()?;
+        if self.next_hop_has_moved().await? {
+            self.invalidate("a next hop on the underlay has another MAC address");
+        }
         Ok(changed)
+    }
+
+    async fn next_hop_has_moved(&self) -> Result<bool, DaemonError> {
+        let Some(datapath) = &self.datapath else {
+            return Ok(false);
+        };
+        let learned = datapath.next_hops()?;
+        if learned.is_empty() {
+            return Ok(false);
+        }
+        let underlay = self.config.node.underlay_index;
+        let neighbours = self.netlink.neighbours().await?;
+        let present: Vec<Mac> = neighbours
+            .iter()
+            .filter(|neighbour| neighbour.device == underlay)
+            .filter_map(|neighbour| neighbour.mac)
+            .collect();
+        Ok(next_hop_has_moved(&learned, &present))
     }
 
     /// Applies what the slow path lacks. Returns whether anything was done.

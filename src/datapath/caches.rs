@@ -210,6 +210,23 @@ impl Datapath {
         Ok(caches)
     }
 
+    /// MAC addresses of the next hops that packets are sent to by learned headers now.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`] if the settings can't be read.
+    pub fn next_hops(&self) -> Result<Vec<[u8; 6]>, DatapathError> {
+        let epoch = self.settings()?.epoch;
+        let live = entries(&self.egress_host).into_values();
+        let live = live.filter(|headers| headers.is_current(epoch));
+        Ok(live
+            .map(|headers| {
+                let [a, b, c, d, e, f, ..] = headers.template[0].to_ne_bytes();
+                [a, b, c, d, e, f]
+            })
+            .collect())
+    }
+
     /// How many entries each cache holds.
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
