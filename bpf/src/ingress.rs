@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::BPF_F_ADJ_ROOM_FIXED_GSO, helpers::bpf_redirect_peer};
 use oncache_abi::{
     cache::{HEADER_LEN, LocalContainer, MacWord},
     flow::FlowKey,
-    headers::{ECN_CE, ECN_MASK, ETH_LEN, ETHERTYPE_IPV4, OVERHEAD, UDP},
+    headers::{ETH_LEN, ETHERTYPE_IPV4, OVERHEAD, UDP, outer_ecn_matters},
     mark::INGRESS_MISS,
     reason::{Program, Reason},
 };
@@ -27,6 +27,9 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     let outer = outer::parse(skb)?;
     check_outer(skb, &outer)?;
     let inner = inner::parse(skb, HEADER_LEN)?;
+    if outer_ecn_matters(outer.tos, inner.tos) {
+        return Err(Some(Reason::OuterCongestion));
+    }
     if inner.ttl <= 1 {
         return Err(Some(Reason::TtlExpires));
     }
@@ -72,9 +75,6 @@ fn check_outer(skb: &Skb, outer: &Outer) -> Result<(), Reason> {
     }
     if outer.checksum != 0 {
         return Err(Reason::OuterChecksum);
-    }
-    if outer.tos & ECN_MASK == ECN_CE {
-        return Err(Reason::OuterCongestion);
     }
     if outer.vni != vni {
         return Err(Reason::OtherVni);

@@ -35,6 +35,8 @@ pub const VXLAN_FLAGS: [u8; 4] = [0x08, 0, 0, 0];
 
 /// The ECN bits of a TOS byte (RFC 3168, section 5).
 pub const ECN_MASK: u8 = 3;
+/// ECT(1).
+pub const ECN_ECT1: u8 = 1;
 /// ECT(0).
 pub const ECN_ECT0: u8 = 2;
 /// Congestion experienced.
@@ -48,6 +50,15 @@ pub const ECN_CE: u8 = 3;
 pub const fn outer_tos(inner: u8) -> u8 {
     let ecn = inner & ECN_MASK;
     if ecn == ECN_CE { ECN_ECT0 } else { ecn }
+}
+
+/// Whether decapsulation writes what the outer header says of congestion into the inner one, or
+/// drops the packet for it: congestion experienced, or ECT(1) over ECT(0) (RFC 6040, section 4.2;
+/// include/net/inet_ecn.h, `INET_ECN_decapsulate`).
+#[inline(always)]
+pub const fn outer_ecn_matters(outer: u8, inner: u8) -> bool {
+    let outer = outer & ECN_MASK;
+    outer == ECN_CE || outer == ECN_ECT1 && inner & ECN_MASK == ECN_ECT0
 }
 
 /// The outer UDP source port for a flow hash: what `udp_flow_src_port` (include/net/udp.h) gives
@@ -69,6 +80,15 @@ mod tests {
         assert_eq!(outer_tos(0b1011_1001), 1);
         assert_eq!(outer_tos(0b1011_1010), 2);
         assert_eq!(outer_tos(0b1011_1011), 2);
+    }
+
+    #[test]
+    fn only_ce_and_ect1_over_ect0_change_the_inner_header() {
+        let matters = |outer: u8| [0, 1, 2, 3].map(|inner| outer_ecn_matters(outer, inner));
+        assert_eq!(matters(0b1011_1000), [false; 4]);
+        assert_eq!(matters(0b1011_1001), [false, false, true, false]);
+        assert_eq!(matters(0b1011_1010), [false; 4]);
+        assert_eq!(matters(0b1011_1011), [true; 4]);
     }
 
     #[test]

@@ -116,7 +116,7 @@ reasons! {
     WrongHost = "wrong-host",
     /// outer UDP checksum present: the kernel must verify it
     OuterChecksum = "outer-checksum",
-    /// congestion marked on the outer header
+    /// outer header says of congestion what the inner one must learn
     OuterCongestion = "outer-congestion",
     /// VXLAN flags or VNI are not ours
     OtherVni = "other-vni",
