@@ -1,7 +1,7 @@
 # `make help` lists what can be made. .ci/ holds the longer recipes.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench vmtest clean
+.PHONY: help setup build demo test fuzz bench vmtest clean
 
 # Debian's cargo, which setup installs, is for the eBPF programs alone: see build.rs.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
@@ -21,6 +21,10 @@ demo: setup ## show two hosts with and without the caches (as root, two minutes 
 
 test: setup ## run every check and test (as root)
 	@.ci/test
+
+fuzz: setup ## a million packets by both paths, and past the programs (as root)
+	ONCACHE_DIFFERENTIAL_PACKETS=1000000 cargo test --locked --test differential -- --nocapture
+	ONCACHE_FUZZ_INPUTS=1000000 cargo test --locked --test program_fuzz -- --nocapture
 
 bench: ## measure against the plain overlay
 	@echo 'make bench: not there yet' >&2; exit 1

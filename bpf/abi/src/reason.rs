@@ -116,7 +116,7 @@ reasons! {
     WrongHost = "wrong-host",
     /// outer UDP checksum present: the kernel must verify it
     OuterChecksum = "outer-checksum",
-    /// the outer header's ECN means a drop, or a mark that is rare
+    /// congestion marked on the outer header of a packet without ECN inside
     OuterCongestion = "outer-congestion",
     /// VXLAN flags or VNI are not ours
     OtherVni = "other-vni",

@@ -5,7 +5,7 @@ use std::{
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -66,7 +66,8 @@ impl CapturedFrame {
 /// A finished recording.
 #[derive(Debug, Clone)]
 pub struct Recording {
-    /// The frames that the filter let through, in order.
+    /// The frames that the filter let through and nobody has [taken](RunningCapture::take), in
+    /// order.
     pub frames: Vec<CapturedFrame>,
     /// How many frames passed the device, whether the filter let them through or not.
     pub seen: usize,
@@ -127,7 +128,7 @@ impl Capture {
             .enter(|| open(&device, buffer))
             .unwrap_or_else(|error| panic!("recording on {device}: {error}"));
         let stopping = Arc::new(AtomicBool::new(false));
-        let kept = Arc::new(AtomicUsize::new(0));
+        let kept = Arc::new(Kept::default());
         let recorder = thread::spawn({
             let (stopping, kept) = (Arc::clone(&stopping), Arc::clone(&kept));
             move || record(&socket, snap, filter.as_deref(), &stopping, &kept)
@@ -140,19 +141,46 @@ impl Capture {
     }
 }
 
+/// What a recording thread has kept so far.
+#[derive(Debug, Default)]
+struct Kept {
+    frames: Mutex<Vec<CapturedFrame>>,
+    /// How many were ever kept, those taken included.
+    count: AtomicUsize,
+}
+
+impl Kept {
+    fn add(&self, frame: CapturedFrame) {
+        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        frames.push(frame);
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn take(&self) -> Vec<CapturedFrame> {
+        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *frames)
+    }
+}
+
 /// A recording that is going on; dropping it ends it.
 #[derive(Debug)]
 pub struct RunningCapture {
     stopping: Arc<AtomicBool>,
-    kept: Arc<AtomicUsize>,
+    kept: Arc<Kept>,
     recorder: Option<thread::JoinHandle<Recording>>,
 }
 
 impl RunningCapture {
-    /// How many frames were kept so far.
+    /// How many frames were kept so far, those taken included.
     #[must_use]
     pub fn kept(&self) -> usize {
-        self.kept.load(Ordering::Relaxed)
+        self.kept.count.load(Ordering::Relaxed)
+    }
+
+    /// The frames kept since the last call, in order; the recording goes on.
+    #[must_use]
+    pub fn take(&self) -> Vec<CapturedFrame> {
+        self.kept.take()
     }
 
     /// Waits until that many frames were kept.
@@ -230,7 +258,7 @@ fn record(
     snap: usize,
     filter: Option<&(dyn Fn(&Frame<'_>) -> bool + Send)>,
     stopping: &AtomicBool,
-    kept: &AtomicUsize,
+    kept: &Kept,
 ) -> Recording {
     let started = Instant::now();
     let mut recording = Recording {
@@ -252,7 +280,7 @@ fn record(
                 let (header, rest) = buffer.split_at(VNET_HEADER);
                 let at_hand = &rest[..length.min(rest.len())];
                 if filter.is_none_or(|wanted| wanted(&Frame(at_hand))) {
-                    recording.frames.push(CapturedFrame {
+                    kept.add(CapturedFrame {
                         bytes: at_hand[..at_hand.len().min(snap)].to_vec(),
                         length,
                         outgoing,
@@ -263,7 +291,6 @@ fn record(
                         checksum_pending: header[0] & 1 != 0,
                         at: started.elapsed(),
                     });
-                    kept.fetch_add(1, Ordering::Relaxed);
                 }
             }
             Err(error) if timed_out(&error) && deaf => break,
@@ -280,6 +307,7 @@ fn record(
         unsafe { get(socket, libc::SOL_PACKET, libc::PACKET_STATISTICS) }
             .expect("a packet socket counts what it drops");
     recording.lost += usize::try_from(statistics.tp_drops).expect("a count");
+    recording.frames = kept.take();
     recording
 }
 

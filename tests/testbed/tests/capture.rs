@@ -59,6 +59,20 @@ fn a_capture_sees_exactly_the_packets() {
 }
 
 #[test]
+fn what_is_taken_while_a_recording_goes_on_is_not_in_its_rest() {
+    let lab = Lab::two_hosts(NO_DAEMON);
+    let alpha = lab.alpha().as_container();
+    let capture = Capture::on(lab.alpha(), "eth1").filter(icmp).start();
+    assert!(ping(&alpha, lab.beta().address(), 2).lossless());
+    assert!(capture.wait_kept(4, Duration::from_secs(5)));
+    assert_eq!(capture.take().len(), 4);
+    assert!(capture.take().is_empty());
+    assert!(ping(&alpha, lab.beta().address(), 3).lossless());
+    assert!(capture.wait_kept(10, Duration::from_secs(5)));
+    assert_eq!(capture.stop().frames.len(), 6);
+}
+
+#[test]
 fn no_packet_before_the_start_or_after_the_stop_or_of_another_device() {
     let lab = Lab::two_hosts(NO_DAEMON);
     let alpha = lab.alpha().as_container();
