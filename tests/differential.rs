@@ -123,6 +123,13 @@ fn both_paths_do_the_same_with_generated_packets() {
         tally.add(&packets, &comparison.fates);
         tally.overtakings += comparison.overtakings;
         sent += SEQUENCE;
+        if sent % (20 * SEQUENCE) == 0 {
+            let estranged = pair.estranged();
+            assert!(
+                estranged.is_empty(),
+                "conntrack's TCP states after {sent} packets, without and with the cache: {estranged:#?}"
+            );
+        }
         if !comparison.differences.is_empty() {
             println!(
                 "after {sent} packets of seed {seed}:\n{}",

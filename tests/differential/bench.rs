@@ -2,6 +2,8 @@
 //! passes is recorded everywhere.
 
 use std::{
+    collections::BTreeMap,
+    net::IpAddr,
     thread,
     time::{Duration, Instant},
 };
@@ -10,7 +12,9 @@ use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
-use oncache_testbed::{Capture, CapturedFrame, Container, Counters, Host, Lab, RunningCapture};
+use oncache_testbed::{
+    Capture, CapturedFrame, Container, Counters, Host, Lab, RunningCapture, conntrack,
+};
 
 use crate::differential::{
     addresses::{CLIENT, End, NOBODY, SERVER},
@@ -22,6 +26,8 @@ use crate::differential::{
 
 /// The longest frame: an aggregate and its outer headers.
 const SNAP: usize = 66_000;
+/// The device that a container sends on what it receives by.
+const BEHIND: &str = "behind";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where a frame was recorded.
@@ -29,6 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub enum Point {
     Client,
     Server,
+    /// What the containers send on, by a device that does no segmentation and no checksums: the
+    /// kernel has done both, and shows whether it could.
+    BehindClient,
+    BehindServer,
     AlphaWire,
     BetaWire,
     /// The VXLAN devices: only what takes the slow path is here.
@@ -37,9 +47,11 @@ pub enum Point {
 }
 
 impl Point {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Client,
         Self::Server,
+        Self::BehindClient,
+        Self::BehindServer,
         Self::AlphaWire,
         Self::BetaWire,
         Self::AlphaTunnel,
@@ -54,7 +66,7 @@ pub struct Bench {
     _ends: [Container; 2],
     containers: [Injector; 2],
     wires: [Injector; 2],
-    captures: [RunningCapture; 6],
+    captures: [RunningCapture; 8],
 }
 
 /// What came of one sequence.
@@ -62,7 +74,7 @@ pub struct Pass {
     /// For every frame that was sent the number of the error, if the kernel refused it.
     pub refused: Vec<Option<i32>>,
     /// What was recorded at each of [`Point::ALL`].
-    pub frames: [Vec<CapturedFrame>; 6],
+    pub frames: [Vec<CapturedFrame>; 8],
 }
 
 impl Bench {
@@ -103,6 +115,8 @@ impl Bench {
             captures: [
                 record(&ends[0], "eth0"),
                 record(&ends[1], "eth0"),
+                record(&ends[0], BEHIND),
+                record(&ends[1], BEHIND),
                 record(alpha, "eth1"),
                 record(beta, "eth1"),
                 record(alpha, "oncache-vx0"),
@@ -116,6 +130,25 @@ impl Bench {
     /// What both hosts have counted so far.
     pub fn counters(&self) -> [Counters; 2] {
         [self.lab.alpha().counters(), self.lab.beta().counters()]
+    }
+
+    /// What conntrack on each host holds of the TCP flows between the two containers: by host and
+    /// the client's port, the state and whether packets were seen both ways.
+    pub fn connections(&self) -> BTreeMap<(String, Option<u16>), (Option<String>, bool)> {
+        let ends = [CLIENT.ip, SERVER.ip].map(IpAddr::from);
+        let hosts = self.lab.all().iter();
+        let entries = hosts.flat_map(|host| {
+            let entries = conntrack(host).into_iter();
+            entries.map(|entry| (host.name.clone(), entry))
+        });
+        entries
+            .filter(|(_, entry)| entry.protocol == "tcp")
+            .filter(|(_, entry)| [entry.original.source, entry.original.destination] == ends)
+            .map(|(host, entry)| {
+                let key = (host, entry.original.source_port);
+                (key, (entry.state, entry.unreplied))
+            })
+            .collect()
     }
 
     /// Sends the sequence and waits until its last two packets, which have to be `marks`, one each
@@ -134,8 +167,13 @@ impl Bench {
             sender.join().expect("sending does not panic")
         });
         let deadline = Instant::now() + PATIENCE;
-        let mut frames: [Vec<CapturedFrame>; 6] = Default::default();
-        let mut missing = [[true; 2]; 6];
+        let mut frames: [Vec<CapturedFrame>; 8] = Default::default();
+        // Behind a container there is only what arrives there.
+        let mut missing = Point::ALL.map(|point| match point {
+            Point::BehindClient => [false, true],
+            Point::BehindServer => [true, false],
+            _ => [true, true],
+        });
         while missing.iter().flatten().any(|missing| *missing) {
             assert!(
                 Instant::now() < deadline,
@@ -195,8 +233,15 @@ fn join(host: &Host, name: &str, end: &End) -> Container {
         "sysctl -qw net.ipv6.conf.all.disable_ipv6=1
          ip link set eth0 mtu 2000
          ip -o link show dev eth0 | grep -q {}
+         ip link add {BEHIND} type veth peer name end
+         ip link set {BEHIND} mtu 2000
+         ip link set end mtu 2000
+         ethtool -K {BEHIND} tso off gso off tx off sg off > /dev/null
+         ip link set {BEHIND} up
+         ip link set end up
          nft add table netdev deaf
-         nft add chain netdev deaf ingress '{{ type filter hook ingress device eth0 priority -500; policy drop; }}'",
+         nft add chain netdev deaf ingress '{{ type filter hook ingress device eth0 priority -500; policy drop; }}'
+         nft add rule netdev deaf ingress fwd to {BEHIND}",
         mac(end.mac)
     ));
     container

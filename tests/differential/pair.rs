@@ -121,6 +121,21 @@ impl Pair {
         ]
     }
 
+    /// TCP connections of which conntrack thinks otherwise with the cache than without: of each what
+    /// it thinks without and with it.
+    pub fn estranged(&self) -> Vec<String> {
+        let [slow, fast] = [&self.slow, &self.fast].map(Bench::connections);
+        let flows = usize::from(FLOWS);
+        assert_eq!(slow.len(), 2 * flows, "each host knows each flow: {slow:?}");
+        let keys: BTreeSet<_> = slow.keys().chain(fast.keys()).collect();
+        let differ = keys
+            .into_iter()
+            .filter(|key| slow.get(key) != fast.get(key));
+        differ
+            .map(|key| format!("{key:?}: {:?} and {:?}", slow.get(key), fast.get(key)))
+            .collect()
+    }
+
     /// What the hosts with the cache have counted.
     pub fn counted(&self) -> String {
         let [alpha, beta] = self.fast.counters();

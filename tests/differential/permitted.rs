@@ -10,14 +10,17 @@
 //! 4. **What the receiving host writes into memory that a recording on the wire has yet to read.**
 //!    The two share it, and in these cases the kernel does not make a copy first. What arrives in
 //!    the container is compared whole.
-//!    - The inner headers of later fragments, which are put together and on the way out get new
-//!      headers (net/ipv4/ip_output.c, `ip_fraglist_prepare`; include/net/neighbour.h,
+//!    - The inner headers of fragments, which are put together and on the way out get new headers
+//!      (net/ipv4/ip_output.c, `ip_fraglist_prepare`; include/net/neighbour.h,
 //!      `neigh_hh_output`).
 //!    - The inner ECN bits, where decapsulation takes over those of the outer header
 //!      (include/net/inet_ecn.h, `INET_ECN_decapsulate`): compared as if it had happened.
 //!
 //! The outer UDP source port could be another one with reason, but is not: both paths take it from the
 //! same hash of the inner flow.
+//!
+//! What a recording cannot show, how the kernel would cut a packet up, is made visible behind the
+//! containers: see `Point::BehindClient`.
 //!
 //! What follows depends on time or on the machine, not on the path, and is made equal by
 //! [`SETTINGS`] and by how a bench is built:
@@ -84,17 +87,35 @@ pub fn normalised(point: Point, frame: &CapturedFrame) -> CapturedFrame {
         take_over_congestion(&mut frame.bytes, inner);
     }
     if let Some(inner) = inner
-        && is_later_fragment(&frame.bytes[inner..])
-    {
-        // Two bytes more than the Ethernet header: it is copied in sixteen.
-        frame.bytes[inner - 2..inner + ETHERNET + 20].fill(0);
-    }
-    if let Some(inner) = inner
         && is_hosts_own(&frame.bytes[inner..])
     {
         forget_identification(&mut frame.bytes[inner..]);
     }
     frame
+}
+
+/// One packet's frames on the wire without the inner headers, if there are fragments among them or
+/// among those of the other pass: any header may have been read while another one was written.
+pub fn without_fragments_headers(
+    frames: &[CapturedFrame],
+    others: &[CapturedFrame],
+) -> Option<Vec<CapturedFrame>> {
+    let inner_is_fragment = |frame: &CapturedFrame| {
+        inner_frame(&frame.bytes).is_some_and(|inner| is_fragment(&frame.bytes[inner..]))
+    };
+    if !frames.iter().chain(others).any(inner_is_fragment) {
+        return None;
+    }
+    let mut frames = frames.to_vec();
+    for frame in &mut frames {
+        // Two bytes more than the Ethernet header: it is copied in sixteen.
+        if let Some(inner) = inner_frame(&frame.bytes)
+            && let Some(headers) = frame.bytes.get_mut(inner - 2..inner + ETHERNET + 20)
+        {
+            headers.fill(0);
+        }
+    }
+    Some(frames)
 }
 
 /// Does to the inner header what decapsulation may have done already.
@@ -130,9 +151,9 @@ fn is_hosts_own(frame: &[u8]) -> bool {
     is_ipv4(frame) && gateways.iter().any(|ip| frame[SOURCE..SOURCE + 4] == *ip)
 }
 
-fn is_later_fragment(frame: &[u8]) -> bool {
-    let offset = ETHERNET + 6;
-    is_ipv4(frame) && u16::from_be_bytes([frame[offset], frame[offset + 1]]) & 0x1fff != 0
+fn is_fragment(frame: &[u8]) -> bool {
+    let flags = ETHERNET + 6;
+    is_ipv4(frame) && u16::from_be_bytes([frame[flags], frame[flags + 1]]) & 0x3fff != 0
 }
 
 fn is_ipv4(frame: &[u8]) -> bool {
