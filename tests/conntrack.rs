@@ -5,8 +5,8 @@
 )]
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    io::{ErrorKind, Read as _, Write as _},
+    net::{SocketAddrV4, TcpListener, TcpStream},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     sync::atomic::{AtomicBool, Ordering},
     thread::{scope, sleep},
@@ -179,43 +179,54 @@ fn evictions_in_mid_flow_stall_nothing() {
     }
 }
 
-/// A connection from a fixed port, as `SO_REUSEADDR` lets it be had again at once.
-fn connect_from(port: u16, to: SocketAddr) -> TcpStream {
-    // SAFETY: plain system calls; the descriptor is owned by the stream that is returned.
+/// A connection from a fixed port, as `SO_REUSEADDR` lets it be had again. Until the peer has
+/// acknowledged the FIN of the one before, the kernel has the port's addresses in use.
+fn connect_from(port: u16, to: SocketAddrV4) -> TcpStream {
+    let until = Instant::now() + Duration::from_secs(5);
+    loop {
+        match try_connect_from(port, to) {
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable && Instant::now() < until => {
+                sleep(Duration::from_millis(1));
+            }
+            outcome => return outcome.expect("connect to the server"),
+        }
+    }
+}
+
+fn try_connect_from(port: u16, to: SocketAddrV4) -> std::io::Result<TcpStream> {
+    let check = |outcome: libc::c_int| match outcome {
+        -1 => Err(std::io::Error::last_os_error()),
+        done => Ok(done),
+    };
+    let address = |ip: u32, port: u16| libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: ip },
+        sin_zero: [0; 8],
+    };
+    let (from, to) = (
+        address(0, port),
+        address(u32::from(*to.ip()).to_be(), to.port()),
+    );
+    let length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    let on: libc::c_int = 1;
+    // SAFETY: plain system calls on a descriptor that the stream owns; what they are given lives
+    // through them and is as long as said.
     unsafe {
-        let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
-        assert!(socket >= 0, "socket: {}", std::io::Error::last_os_error());
+        let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+        let socket = check(libc::socket(libc::AF_INET, kind, 0))?;
         let stream = TcpStream::from(OwnedFd::from_raw_fd(socket));
-        let on: libc::c_int = 1;
-        libc::setsockopt(
+        let reuse = libc::SO_REUSEADDR;
+        check(libc::setsockopt(
             socket,
             libc::SOL_SOCKET,
-            libc::SO_REUSEADDR,
+            reuse,
             (&raw const on).cast(),
             4,
-        );
-        let SocketAddr::V4(to) = to else {
-            panic!("IPv4 only")
-        };
-        for (call, address, port) in [
-            ("bind", 0, port),
-            ("connect", u32::from(*to.ip()).to_be(), to.port()),
-        ] {
-            let address = libc::sockaddr_in {
-                sin_family: libc::AF_INET as libc::sa_family_t,
-                sin_port: port.to_be(),
-                sin_addr: libc::in_addr { s_addr: address },
-                sin_zero: [0; 8],
-            };
-            let length = size_of_val(&address) as libc::socklen_t;
-            let outcome = if call == "bind" {
-                libc::bind(socket, (&raw const address).cast(), length)
-            } else {
-                libc::connect(socket, (&raw const address).cast(), length)
-            };
-            assert_eq!(outcome, 0, "{call}: {}", std::io::Error::last_os_error());
-        }
-        stream
+        ))?;
+        check(libc::bind(socket, (&raw const from).cast(), length))?;
+        check(libc::connect(socket, (&raw const to).cast(), length))?;
+        Ok(stream)
     }
 }
 
@@ -245,26 +256,50 @@ enum End {
     ServerCloses,
 }
 
+/// Answers five requests. Errors show at the client.
+fn serve(mut stream: TcpStream, end: End) {
+    let patience = Some(Duration::from_secs(5));
+    let served = (|| {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(patience)?;
+        let mut request = [0; 1000];
+        for _ in 0..5 {
+            stream.read_exact(&mut request)?;
+            stream.write_all(&request)?;
+        }
+        if end == End::ClientResets {
+            // Until the reset arrives.
+            let _ = stream.read(&mut request);
+        }
+        Ok::<_, std::io::Error>(())
+    })();
+    if let Err(error) = served {
+        println!("the server: {error}");
+    }
+}
+
 /// Connects `count` times one after another from the same port; returns the slowest.
 fn reuse_the_port(client: &Container, server: &Container, count: usize, end: End) -> Duration {
     let listener = server.enter(|| TcpListener::bind((server.ip, 4004)).expect("listen"));
-    let address = SocketAddr::from((server.ip, 4004));
+    // Whatever becomes of the client, the server's thread ends.
+    listener
+        .set_nonblocking(true)
+        .expect("a listener that can be left");
+    let until = Instant::now() + Duration::from_secs(60);
+    let address = SocketAddrV4::new(server.ip, 4004);
     scope(|scope| {
         scope.spawn(move || {
-            for stream in listener.incoming().take(count) {
-                let mut stream = stream.expect("accept");
-                stream
-                    .set_read_timeout(Some(Duration::from_secs(5)))
-                    .expect("set a time-out");
-                let mut request = [0; 1000];
-                for _ in 0..5 {
-                    stream.read_exact(&mut request).expect("read a request");
-                    stream.write_all(&request).expect("write an answer");
+            let mut accepted = 0;
+            while accepted < count && Instant::now() < until {
+                match listener.accept() {
+                    Ok((stream, _)) => serve(stream, end),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        sleep(Duration::from_micros(100));
+                        continue;
+                    }
+                    Err(error) => panic!("accept: {error}"),
                 }
-                if end == End::ClientResets {
-                    // Until the reset arrives.
-                    let _ = stream.read(&mut request);
-                }
+                accepted += 1;
             }
         });
         let mut slowest = Duration::ZERO;
