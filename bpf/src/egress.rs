@@ -66,9 +66,9 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     };
     let settings = settings().ok_or(Reason::HelperFailed)?;
     check_sender(skb, local, settings.epoch)?;
-    match cached(&inner, &key, local, settings) {
+    match cached(&inner, &key, local, settings.epoch) {
         Ok(headers) => {
-            let action = encapsulate(skb, &inner, headers, settings)?;
+            let action = encapsulate(skb, &inner, headers, &settings)?;
             count(Program::Egress, Reason::Hit);
             Ok(action)
         }
@@ -117,9 +117,8 @@ fn cached(
     inner: &Inner,
     key: &FlowKey,
     local: &LocalContainer,
-    settings: &Settings,
+    epoch: u32,
 ) -> Result<&'static HostHeaders, Reason> {
-    let epoch = settings.epoch;
     // SAFETY: one aligned word, whole whenever it is read; its tag tells whose it is.
     let word = unsafe { FILTER.get(key) }.ok_or(Reason::NoFlow)?;
     judge(*word, key, epoch)?;

@@ -58,7 +58,7 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     EGRESS_IP
         .insert(&inner.destination, word, 0)
         .map_err(|_| Reason::HelperFailed)?;
-    learn_flow(&inner.key_from_local(), EGRESS, settings)?;
+    learn_flow(&inner.key_from_local(), EGRESS, &settings)?;
     count(Program::EgressInit, Reason::Learned);
     Err(None)
 }

@@ -29,7 +29,7 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
         .get_ptr_mut(&inner.destination)
         .ok_or(Reason::NoContainer)?;
     learn_macs(skb, local, settings.epoch)?;
-    learn_flow(&inner.key_to_local(), INGRESS_DIRECTION, settings)?;
+    learn_flow(&inner.key_to_local(), INGRESS_DIRECTION, &settings)?;
     count(Program::IngressInit, Reason::Learned);
     Err(None)
 }

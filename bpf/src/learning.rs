@@ -17,7 +17,7 @@ use crate::{
 /// Takes oncache's bits off the mark. `Err(None)` where the packet was never meant to be learned
 /// from: nothing to count.
 #[inline(always)]
-pub fn may_learn(skb: &Skb, miss: u32) -> Result<&'static Settings, Option<Reason>> {
+pub fn may_learn(skb: &Skb, miss: u32) -> Result<Settings, Option<Reason>> {
     let mark = skb.mark();
     if !marks().has_missed(mark, miss) {
         return Err(None);

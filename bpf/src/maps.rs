@@ -78,10 +78,21 @@ pub fn volatile<T: Copy>(field: *const T) -> T {
     unsafe { core::ptr::read_volatile(field) }
 }
 
-/// The settings in force.
+/// The settings in force, as they are now: a copy, since the daemon writes them at any moment. A
+/// program judges and learns by the one epoch that it has read. Read twice, a packet that missed in
+/// the old epoch could pass the comparison and be entered under the new one.
 #[inline(always)]
-pub fn settings() -> Option<&'static Settings> {
-    SETTINGS.get(0)
+pub fn settings() -> Option<Settings> {
+    let words = SETTINGS.get_ptr(0)?.cast::<u64>();
+    // SAFETY: an element of the map is as long as two words, and an array's elements are aligned to
+    // eight bytes (kernel/bpf/arraymap.c, `array_map_alloc`). Volatile: each word is loaded once.
+    unsafe {
+        let words = [
+            core::ptr::read_volatile(words),
+            core::ptr::read_volatile(words.add(1)),
+        ];
+        Some(core::mem::transmute::<[u64; 2], Settings>(words))
+    }
 }
 
 /// The present lease tick. The coarse clock (4 ms at most behind) is a few loads, not a device

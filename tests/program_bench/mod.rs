@@ -35,6 +35,23 @@ pub const UNSPEC: i32 = -1;
 /// `TC_ACT_REDIRECT`: the packet takes the fast path.
 pub const REDIRECT: i32 = 7;
 
+/// How much the bench's maps hold.
+const SIZES: Sizes = Sizes { flows: 1024 };
+
+/// The epoch of a [`Bench`], see [`Bench::epochs`].
+pub struct Epochs {
+    map: Array<MapData, Settings>,
+    settings: Settings,
+}
+
+impl Epochs {
+    /// Begins an epoch.
+    pub fn set(&mut self, epoch: u32) {
+        self.settings.epoch = epoch;
+        self.map.set(0, self.settings, 0).expect("an epoch");
+    }
+}
+
 /// The loaded programs and their maps.
 pub struct Bench {
     datapath: Datapath,
@@ -61,7 +78,7 @@ pub fn on_a_bench<T: Send>(work: impl FnOnce(&mut Bench) -> T + Send) -> T {
 impl Bench {
     fn load() -> Self {
         let root = Path::new(PIN_ROOT);
-        let sizes = Sizes { flows: 1024 };
+        let sizes = SIZES;
         let constants = world::constants();
         let mut datapath = Datapath::load(root, &constants, sizes, AttachMode::Tcx)
             .expect("the programs load (root is needed)");
@@ -122,6 +139,16 @@ impl Bench {
             hosts: read(&self.egress_host),
             containers: read(&self.ingress),
         }
+    }
+
+    /// A second handle on the epoch, to change it while packets run.
+    pub fn epochs(&self) -> Epochs {
+        let root = Path::new(PIN_ROOT);
+        let pin = pins::maps(root, SIZES).join("SETTINGS");
+        let map = Map::Array(MapData::from_pin(pin).expect("a pinned map"));
+        let map: Array<MapData, Settings> = map.try_into().expect("settings");
+        let settings = map.get(&0, 0).expect("settings");
+        Epochs { map, settings }
     }
 
     /// Makes the programs remember exactly this.

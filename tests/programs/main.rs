@@ -5,6 +5,7 @@ mod case;
 mod complete;
 mod egress;
 mod egress_init;
+mod epoch_race;
 mod ingress;
 mod ingress_init;
 #[path = "../program_bench/mod.rs"]
