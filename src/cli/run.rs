@@ -11,6 +11,10 @@ pub struct Run {
     /// The configuration file
     #[arg(long, value_name = "FILE", default_value = daemon::CONFIG)]
     config: PathBuf,
+    /// Mount namespace in which network namespaces have their paths, and are named by `container
+    /// add`: /proc/1/ns/mnt for a daemon that a service manager has given one of its own
+    #[arg(long, value_name = "PATH")]
+    mount_namespace: Option<PathBuf>,
 }
 
 impl Run {
@@ -18,6 +22,7 @@ impl Run {
         log_to_stderr();
         let paths = Paths {
             config: self.config,
+            mount_namespace: self.mount_namespace,
             socket,
             state,
         };

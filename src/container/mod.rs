@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod devices;
+pub mod mount_namespace;
 pub mod namespace;
 
 use std::path::PathBuf;

@@ -1,5 +1,6 @@
 //! Named network namespaces, as `ip netns` makes them: a bind mount of the namespace on a file
-//! below `/run/netns`.
+//! below `/run/netns`. Their paths are those of the mount namespace that
+//! [`mount_namespace`](super::mount_namespace) names.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,6 +15,8 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use thiserror::Error;
+
+use super::mount_namespace::there;
 
 /// Where named namespaces are.
 pub const DIRECTORY: &str = "/run/netns";
@@ -54,6 +57,10 @@ pub fn path(name: &str) -> PathBuf {
 /// [`NamespaceError`]; nothing is left behind. A file that is there already is an error: the
 /// namespace is somebody else's.
 pub fn create(path: &Path) -> Result<u64, NamespaceError> {
+    there(|| create_here(path)).map_err(failed("create", path, ""))?
+}
+
+fn create_here(path: &Path) -> Result<u64, NamespaceError> {
     share_directory().map_err(failed("prepare the directory of", path, ""))?;
     OpenOptions::new()
         .write(true)
@@ -91,6 +98,10 @@ pub fn create(path: &Path) -> Result<u64, NamespaceError> {
 ///
 /// [`NamespaceError`].
 pub fn remove(path: &Path, inode: u64) -> Result<(), NamespaceError> {
+    there(|| remove_here(path, inode)).map_err(failed("remove", path, ""))?
+}
+
+fn remove_here(path: &Path, inode: u64) -> Result<(), NamespaceError> {
     if fs::metadata(path).is_ok_and(|present| present.ino() != inode) {
         return Ok(());
     }
@@ -110,7 +121,9 @@ pub fn remove(path: &Path, inode: u64) -> Result<(), NamespaceError> {
 ///
 /// [`NamespaceError`].
 pub fn open(path: &Path) -> Result<File, NamespaceError> {
-    let file = File::open(path).map_err(failed("open", path, "; does the container still run?"))?;
+    let file = there(|| File::open(path))
+        .and_then(|opened| opened)
+        .map_err(failed("open", path, "; does the container still run?"))?;
     if is_network_namespace(&file) {
         Ok(file)
     } else {

@@ -9,6 +9,7 @@ mod fast_path;
 mod lock;
 mod node;
 mod report;
+mod signals;
 pub mod teardown;
 
 use std::{
@@ -20,7 +21,6 @@ use std::{
 use sd_notify::NotifyState;
 use thiserror::Error;
 use tokio::{
-    signal::unix::{SignalKind, signal},
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
@@ -29,10 +29,14 @@ use tracing::{error, info, warn};
 pub use lock::{Lock, LockError};
 pub use node::Node;
 
+use self::signals::{Asked, Signals};
 use crate::{
     coherence::{Response, respond},
     config::{self, Config, ConfigErrors},
-    container::ContainerError,
+    container::{
+        ContainerError,
+        mount_namespace::{MountNamespaceError, use_paths_of},
+    },
     control::server::{self, Request, SocketError},
     datapath::DatapathError,
     netlink::{Event, Netlink, NetlinkError, Watch, host_facts},
@@ -63,6 +67,8 @@ pub struct Paths {
     pub socket: PathBuf,
     /// The directory of the state.
     pub state: PathBuf,
+    /// The mount namespace that paths of network namespaces belong to, if not the daemon's own.
+    pub mount_namespace: Option<PathBuf>,
 }
 
 /// The daemon can't start, or can't go on.
@@ -113,6 +119,9 @@ pub enum DaemonError {
         /// How many.
         count: usize,
     },
+    /// Paths of network namespaces.
+    #[error(transparent)]
+    MountNamespace(#[from] MountNamespaceError),
     /// Signals can't be received.
     #[error("listen for signals: {0}")]
     Signals(io::Error),
@@ -150,10 +159,16 @@ fn check_host(config: &Config) -> Result<Vec<String>, DaemonError> {
 ///
 /// [`DaemonError`].
 pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
+    // First of all: a reload that is asked for during the start waits for its end, where the
+    // signal's default would be the end of the daemon.
+    let mut signals = Signals::new().map_err(DaemonError::Signals)?;
     // A start that is refused leaves nothing, not even a lock.
     let netlink = Netlink::new()?;
     let config = load_config(&paths.config, &netlink).await?;
     let lacking = check_host(&config)?;
+    if let Some(path) = &paths.mount_namespace {
+        use_paths_of(path)?;
+    }
     let lock = Lock::take()?;
     for message in lacking {
         warn!("{message}");
@@ -161,14 +176,18 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
     // Before the first look at the host, so that no change falls between the two.
     let watch = Watch::new()?;
     let mut node = Node::new(netlink, Store::new(paths.state.clone()), config)?;
-    node.start().await?;
+    tokio::select! {
+        started = node.start() => started?,
+        // What is half done is done whole by the next start.
+        () = signals.end() => return Ok(()),
+    }
     let listener = server::listen(&paths.socket)?;
     let (sender, requests) = mpsc::channel(64);
     let serving = tokio::spawn(server::serve(listener, sender));
     notify(&[NotifyState::Ready, NotifyState::Status(&node.summary())]);
     info!("ready: {}", node.summary());
 
-    let ended = serve_node(&mut node, paths, watch, requests).await;
+    let ended = serve_node(&mut node, paths, signals, watch, requests).await;
     notify(&[NotifyState::Stopping]);
     serving.abort();
     // The next daemon or `down` finds no socket rather than a dead one.
@@ -192,12 +211,10 @@ enum Ended {
 async fn serve_node(
     node: &mut Node,
     paths: &Paths,
+    mut signals: Signals,
     mut watch: Watch,
     mut requests: mpsc::Receiver<Request>,
 ) -> Result<Ended, DaemonError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let mut ticks = interval(tick_interval());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut reconciled, mut swept) = (Instant::now(), Instant::now());
@@ -205,9 +222,10 @@ async fn serve_node(
     loop {
         let due = settled.unwrap_or_else(|| Instant::now() + RECONCILE_INTERVAL);
         tokio::select! {
-            _ = terminate.recv() => return Ok(Ended::Signal),
-            _ = interrupt.recv() => return Ok(Ended::Signal),
-            _ = hangup.recv() => reload(node, paths).await,
+            asked = signals.next() => match asked {
+                Asked::End => return Ok(Ended::Signal),
+                Asked::Reload => reload(node, paths).await,
+            },
             event = watch.next() => {
                 if heed(node, &event?) {
                     settled.get_or_insert_with(|| Instant::now() + SETTLE);
@@ -279,11 +297,20 @@ async fn reload(node: &mut Node, paths: &Paths) {
         Ok(config) => node.reconfigure(config).await,
         Err(error) => Err(error),
     };
-    match outcome {
-        Ok(()) => info!("reloaded {}: {}", paths.config.display(), node.summary()),
-        Err(reason) => error!("reload refused, the running configuration stays: {reason}"),
-    }
-    notify(&[NotifyState::Ready, NotifyState::Status(&node.summary())]);
+    // The service manager has no word for a reload that failed; the status line has.
+    let said = match outcome {
+        Ok(()) => {
+            info!("reloaded {}: {}", paths.config.display(), node.summary());
+            node.summary()
+        }
+        Err(reason) => {
+            let said = format!("reload refused, the running configuration stays: {reason}");
+            error!("{said}");
+            // A line's end would begin another assignment (sd_notify(3)).
+            said.replace('\n', "; ")
+        }
+    };
+    notify(&[NotifyState::Ready, NotifyState::Status(&said)]);
 }
 
 /// Tells the service manager, if there is one.

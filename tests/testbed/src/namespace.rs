@@ -91,6 +91,12 @@ impl Place {
         format!("/proc/{}/fd/{}", std::process::id(), self.net.as_raw_fd())
     }
 
+    /// The same for the mount namespace; it is what `setns` and `nsenter --mount=PATH` want.
+    #[must_use]
+    pub fn mntns_path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.mnt.as_raw_fd())
+    }
+
     /// The network namespace's cookie-like identity: the inode number of its nsfs file.
     #[must_use]
     pub fn netns_inode(&self) -> u64 {
