@@ -1,8 +1,8 @@
 //! Builds the eBPF programs and hands the object to the binary; names the ABI.
 //!
-//! `BPF_OBJECT=path` embeds a ready object instead. Otherwise `bpf/` is built by a Rust toolchain
-//! whose `core` sources are at hand (Debian: rustc-web, cargo-web, rust-web-src), which `BPF_CARGO`
-//! and `BPF_RUSTC` name, and by `bpf-linker` on the PATH.
+//! `BPF_OBJECT=path` embeds a ready object instead. Otherwise `bpf/` is built by a Rust toolchain that
+//! has `core` for the target (nixpkgs) or its sources (Debian: rustc-web, cargo-web, rust-web-src), which
+//! `BPF_CARGO` and `BPF_RUSTC` name, and by `bpf-linker` on the PATH.
 
 use std::{
     env, fs,
@@ -13,6 +13,9 @@ use std::{
 /// What the programs and the daemon must agree on: a change of any of these names a new pin
 /// directory, so maps of another layout are never taken over.
 const ABI_SOURCES: [&str; 2] = ["bpf/abi/src", "bpf/src/maps.rs"];
+
+/// What the programs are built for.
+const BPF_TARGET: &str = "bpfel-unknown-none";
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -52,14 +55,8 @@ fn build_programs() -> PathBuf {
     let mut command = Command::new(&cargo);
     command
         .current_dir("bpf")
-        .args([
-            "build",
-            "--release",
-            "--locked",
-            "-Zbuild-std=core",
-            "--target",
-        ])
-        .arg("bpfel-unknown-none")
+        .args(["build", "--release", "--locked", "--target", BPF_TARGET])
+        .args((!brings_core(&rustc)).then_some("-Zbuild-std=core"))
         .arg("--target-dir")
         .arg(&target);
     // The outer cargo's settings are for another toolchain and target.
@@ -91,7 +88,22 @@ fn build_programs() -> PathBuf {
             "cannot run {cargo}: {error}; install Debian's rustc-web, cargo-web and rust-web-src, or name another toolchain by BPF_CARGO and BPF_RUSTC, or a ready object by BPF_OBJECT"
         ),
     }
-    target.join("bpfel-unknown-none/release/oncache")
+    target.join(BPF_TARGET).join("release/oncache")
+}
+
+/// Whether a compiler has `core` for the programs' target, as that of nixpkgs has; others build it
+/// from its sources.
+fn brings_core(rustc: &str) -> bool {
+    let mut asked = Command::new(rustc);
+    asked.args(["--print", "target-libdir", "--target", BPF_TARGET]);
+    asked.output().is_ok_and(|answer| {
+        let path = String::from_utf8_lossy(&answer.stdout);
+        fs::read_dir(path.trim()).is_ok_and(|files| {
+            files
+                .flatten()
+                .any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
+        })
+    })
 }
 
 /// FNV-1a over the ABI's sources, file by file in the order of their names.
