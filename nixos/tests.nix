@@ -1,0 +1,52 @@
+# The scenarios of vmtests/ on NixOS machines: the same files that the bundled runner runs on Debian's.
+#
+# vmtests/scenarios.json names them: { "two-hosts": { "machines": [ "alpha", "beta" ] } }. The script of a
+# scenario is vmtests/NAME.py; its machines are those of hosts.nix.
+{ pkgs, module }:
+let
+  inherit (pkgs) lib;
+  data = import ./hosts.nix;
+  list = ../vmtests/scenarios.json;
+  scenarios = if builtins.pathExists list then lib.importJSON list else { };
+
+  machine = name: {
+    imports = [ module ];
+    virtualisation = {
+      vlans = [ 1 ];
+      memorySize = 512;
+    };
+    networking.interfaces.${data.underlay}.ipv4.addresses = lib.mkForce [
+      {
+        inherit (data.hosts.${name}) address;
+        prefixLength = 24;
+      }
+    ];
+    services.oncache = {
+      enable = true;
+      openFirewall = true;
+      settings = data.settings name;
+    };
+    # What the scenarios use; Debian's machines have the same.
+    environment.systemPackages = [
+      pkgs.bpftools
+      pkgs.iperf3
+      pkgs.iproute2
+      pkgs.iputils
+      pkgs.nftables
+      pkgs.python3Minimal
+      pkgs.tcpdump
+    ];
+  };
+
+  test =
+    name:
+    { machines, ... }:
+    pkgs.testers.runNixOSTest {
+      name = "oncache-${name}";
+      nodes = lib.genAttrs machines machine;
+      testScript = builtins.readFile (../vmtests + "/${name}.py");
+      # The scripts are the runner's, too, which has no types for the driver's names.
+      skipTypeCheck = true;
+    };
+in
+lib.mapAttrs' (name: scenario: lib.nameValuePair "vm-${name}" (test name scenario)) scenarios
