@@ -13,7 +13,6 @@ let
     mkIf
     mkMerge
     mkOption
-    optionalString
     types
     ;
   cfg = config.services.oncache;
@@ -34,7 +33,6 @@ let
   '';
   configFile = if cfg.validate then checkedFile else rawFile;
 
-  peers = cfg.settings.peers;
   underlay = cfg.settings.node.underlay;
   inherit (cfg.settings) overlay;
 
@@ -42,24 +40,16 @@ let
   # Before 25.11 there was no such option but the one of nftables.
   backend =
     firewall.backend or (if config.networking.nftables.enable then "nftables" else "iptables");
-  filters = firewall.enable;
-  checksReversePath = filters && firewall.checkReversePath != false;
+  # "loose" is a check, too.
+  checksReversePath = firewall.checkReversePath != false;
 
-  # The rpfilter chain drops at prerouting what it finds no route back for, on either family of hooks
-  # and trusted interfaces or not. The overlay's routes are such that it passes; but the look-up is by the
-  # packet's mark too, and a rule of somebody's policy routing may take the mark, or any address, for its
-  # own. What comes by oncache's devices from where it must come from is therefore told apart before:
-  # no more than a look-up in the main table would let through.
-  origins = [
-    {
-      device = host.bridge;
-      subnet = overlay.subnet;
-    }
-  ]
-  ++ map (peer: {
-    device = host.vxlan;
-    inherit (peer) subnet;
-  }) peers;
+  rules = import ./firewall.nix {
+    settings = given;
+    open = cfg.openFirewall;
+    reversePath = checksReversePath;
+    forward = firewall.filterForward;
+    outside = cfg.forwarding;
+  };
 
   # A unit of unit.nix as NixOS has it.
   fromSections =
@@ -333,47 +323,16 @@ in
       };
     }
 
-    (mkIf (filters && backend == "nftables") {
-      networking.firewall.extraInputRules = mkIf (cfg.openFirewall && peers != [ ]) ''
-        ip saddr { ${lib.concatMapStringsSep ", " (peer: peer.address) peers} } udp dport ${toString overlay.port} accept comment "oncache: VXLAN from peers"
-      '';
-      networking.firewall.extraReversePathFilterRules = mkIf checksReversePath (
-        lib.concatMapStrings (origin: ''
-          iifname "${origin.device}" ip saddr ${origin.subnet} accept comment "oncache"
-        '') origins
-      );
-      networking.firewall.extraForwardRules = mkIf firewall.filterForward (
-        ''
-          iifname "${host.bridge}" oifname "${host.vxlan}" accept comment "oncache"
-          iifname "${host.vxlan}" oifname "${host.bridge}" accept comment "oncache"
-        ''
-        + optionalString cfg.forwarding ''
-          iifname "${host.bridge}" oifname "${underlay}" accept comment "oncache: to the outside"
-        ''
-      );
+    (mkIf (firewall.enable && backend == "nftables") {
+      networking.firewall = {
+        extraInputRules = rules.nftables.input;
+        extraReversePathFilterRules = rules.nftables.reversePath;
+        extraForwardRules = rules.nftables.forward;
+      };
     })
 
-    (mkIf (filters && backend == "iptables") {
-      # The chains are made anew at each start and reload, so nothing is left to undo, but for the input
-      # chain of a stopped firewall, which is unhooked as a whole.
-      networking.firewall.extraCommands =
-        optionalString cfg.openFirewall (
-          lib.concatMapStrings (peer: ''
-            iptables -A nixos-fw -s ${peer.address} -p udp --dport ${toString overlay.port} -j nixos-fw-accept
-          '') peers
-        )
-        # Where the kernel lacks the match, NixOS makes no such chain.
-        + optionalString checksReversePath (
-          ''
-            if iptables -t mangle -n -L nixos-fw-rpfilter >/dev/null 2>&1; then
-          ''
-          + lib.concatMapStrings (origin: ''
-            iptables -t mangle -I nixos-fw-rpfilter -i ${origin.device} -s ${origin.subnet} -j RETURN
-          '') origins
-          + ''
-            fi
-          ''
-        );
+    (mkIf (firewall.enable && backend == "iptables") {
+      networking.firewall.extraCommands = rules.iptables;
     })
 
     {
