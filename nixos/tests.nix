@@ -1,7 +1,8 @@
 # The scenarios of vmtests/ on NixOS machines: the same files that the bundled runner runs on Debian's.
 #
-# vmtests/scenarios.json names them: { "two-hosts": { "machines": [ "alpha", "beta" ] } }. The script of a
-# scenario is vmtests/NAME.py; its machines are those of hosts.nix.
+# vmtests/scenarios.json names them: { "two-hosts": { "machines": [ "alpha", "beta" ], "kernel": "6.12" } }; the
+# kernel is NixOS's default unless it is given. The script of a scenario is vmtests/NAME.py; its machines
+# are those of hosts.nix.
 { pkgs, module }:
 let
   inherit (pkgs) lib;
@@ -9,8 +10,14 @@ let
   list = ../vmtests/scenarios.json;
   scenarios = if builtins.pathExists list then lib.importJSON list else { };
 
-  machine = name: {
+  machine = kernel: name: {
     imports = [ module ];
+    boot.kernelPackages = lib.mkIf (
+      kernel != null
+    ) pkgs."linuxPackages_${lib.replaceStrings [ "." ] [ "_" ] kernel}";
+    # As on Debian's machines.
+    networking.useNetworkd = true;
+    networking.useDHCP = false;
     virtualisation = {
       vlans = [ 1 ];
       memorySize = 512;
@@ -40,10 +47,14 @@ let
 
   test =
     name:
-    { machines, ... }:
+    {
+      machines,
+      kernel ? null,
+      ...
+    }:
     pkgs.testers.runNixOSTest {
       name = "oncache-${name}";
-      nodes = lib.genAttrs machines machine;
+      nodes = lib.genAttrs machines (machine kernel);
       testScript = builtins.readFile (../vmtests + "/${name}.py");
       # The scripts are the runner's, too, which has no types for the driver's names.
       skipTypeCheck = true;
