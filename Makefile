@@ -1,19 +1,19 @@
 # `make help` lists what can be made. .ci/ holds the longer recipes.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test fuzz bench vmtest clean
+.PHONY: help setup build demo test fuzz bench vmtest nix-check repro clean
 
 # Debian's cargo, which setup installs, is for the eBPF programs alone: see build.rs.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 setup: ## install what the others need (Debian 12, as root)
 	@.ci/setup
 
 build: ## build the release binary, target/release/oncache
-	cargo build --release --locked
+	@.ci/release
 
 demo: setup ## show two hosts with and without the caches (as root, two minutes once built)
 	cargo build --release --locked --workspace --bins
@@ -31,6 +31,12 @@ bench: ## measure against the plain overlay
 
 vmtest: ## run the scenarios on several virtual machines
 	@echo 'make vmtest: not there yet' >&2; exit 1
+
+nix-check: ## check the Nix expressions without a Nix cache (NIXPKGS_LIB: nixpkgs' lib)
+	@.ci/nix-check
+
+repro: setup ## build twice under different conditions and compare the hashes (some minutes)
+	@.ci/repro
 
 clean: ## remove all that was built
 	cargo clean

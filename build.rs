@@ -46,12 +46,15 @@ fn build_programs() -> PathBuf {
     let cargo = env::var("BPF_CARGO").unwrap_or_else(|_| "/usr/bin/cargo".into());
     let rustc = env::var("BPF_RUSTC").unwrap_or_else(|_| "/usr/bin/rustc".into());
     // Without the last argument small copies become byte loops.
-    let flags = [
+    let mut flags: Vec<String> = [
         "-Ctarget-cpu=v3",
         "-Cdebuginfo=2",
         "-Clink-arg=--btf",
         "-Clink-arg=--disable-expand-memcpy-in-order",
-    ];
+    ]
+    .map(str::to_owned)
+    .into();
+    flags.extend(nameless_paths(&rustc, &out));
     let mut command = Command::new(&cargo);
     command
         .current_dir("bpf")
@@ -89,6 +92,25 @@ fn build_programs() -> PathBuf {
         ),
     }
     target.join(BPF_TARGET).join("release/oncache")
+}
+
+/// Flags that keep the build machine's paths out of BTF and debugging information: whoever builds the
+/// same sources with the same toolchain gets the same object. Of two that match, the later counts.
+fn nameless_paths(rustc: &str, out: &Path) -> Vec<String> {
+    let here = env::current_dir().expect("cargo sets the working directory");
+    let mut named = vec![(here, "/oncache"), (out.to_owned(), "/oncache/target")];
+    let home = env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"));
+    if let Some(cargo_home) = env::var_os("CARGO_HOME").map(PathBuf::from).or(home) {
+        named.push((cargo_home, "/cargo"));
+    }
+    let asked = Command::new(rustc).args(["--print", "sysroot"]).output();
+    if let Ok(answer) = asked {
+        let sysroot = PathBuf::from(String::from_utf8_lossy(&answer.stdout).trim());
+        named.push((sysroot.join("lib/rustlib/src/rust"), "/rust"));
+    }
+    let flag =
+        |(path, name): (PathBuf, &str)| format!("--remap-path-prefix={}={name}", path.display());
+    named.into_iter().map(flag).collect()
 }
 
 /// Whether a compiler has `core` for the programs' target, as that of nixpkgs has; others build it

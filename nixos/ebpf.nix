@@ -49,6 +49,12 @@ stdenv.mkDerivation {
 
   buildPhase = ''
     runHook preBuild
+    # As build.rs does: no directory of the build in BTF and debugging information. Of two that match, the
+    # later counts.
+    separator=$'\x1f'
+    CARGO_ENCODED_RUSTFLAGS+="$separator--remap-path-prefix=$NIX_BUILD_TOP=/cargo"
+    CARGO_ENCODED_RUSTFLAGS+="$separator--remap-path-prefix=$PWD=/oncache/bpf"
+    export CARGO_ENCODED_RUSTFLAGS
     cargo build --release --locked --offline --target bpfel-unknown-none
     runHook postBuild
   '';

@@ -86,4 +86,14 @@ mod tests {
             assert!(!found, "{name}: compare word by word, see `egress_init.rs`");
         }
     }
+
+    /// Nor does it name a directory of the machine that it was built on.
+    #[test]
+    fn the_object_is_the_same_wherever_it_is_built() {
+        let here = env!("CARGO_MANIFEST_DIR");
+        let found = OBJECT
+            .windows(here.len())
+            .any(|bytes| bytes == here.as_bytes());
+        assert!(!found, "{here}: see `nameless_paths` in build.rs");
+    }
 }
