@@ -133,11 +133,34 @@ in
         ProtectKernelLogs = true;
         # The kernel loads what netlink asks for by itself.
         ProtectKernelModules = true;
-        # Makes all of /proc/sys and /sys read-only, pinned objects included, so these are excepted:
-        # conntrack's and the devices' settings, and the bpffs.
-        ProtectKernelTunables = true;
         ProtectSystem = "strict";
-        ReadWritePaths = [
+        # In place of ProtectKernelTunables=, which makes the bpffs read-only, where programs and maps are
+        # pinned, and lets nothing change that: it has an entry for it, and entries for one path are
+        # merged to the stricter (src/core/namespace.c, `protect_kernel_tunables_sys_table` and
+        # `drop_duplicates`). The paths are that table's and `protect_kernel_tunables_proc_table`'s; to be
+        # written are the bpffs and the settings of devices and conntrack.
+        ReadOnlyPaths = words [
+          # `strict` leaves it open.
+          "/run"
+          "/sys"
+          "/proc/sys"
+          "-/proc/acpi"
+          "-/proc/apm"
+          "-/proc/asound"
+          "-/proc/bus"
+          "-/proc/fs"
+          "-/proc/irq"
+          "-/proc/latency_stats"
+          "-/proc/mtrr"
+          "-/proc/scsi"
+          "-/proc/sysrq-trigger"
+          "-/proc/timer_stats"
+        ];
+        InaccessiblePaths = words [
+          "-/proc/kallsyms"
+          "-/proc/kcore"
+        ];
+        ReadWritePaths = words [
           "/proc/sys/net"
           "/sys/fs/bpf"
         ];
