@@ -183,6 +183,8 @@ def sources() -> str:
 def build(work: Path) -> None:
     finished, root = work / "finished", work / "root"
     finished.mkdir()
+    # Old lists name packages that are not to be had any more; if there is no way to newer ones, the old may do.
+    subprocess.run(["apt-get", "--quiet", "update"], capture_output=True)
     debs = download_kernels(work)
     bootstrap(root)
     versions = {series: unpack_kernel(deb, root) for series, deb in debs.items()}

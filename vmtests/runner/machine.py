@@ -364,4 +364,4 @@ class Machine:
         target = self.directory / "copied" / target_dir
         target.mkdir(parents=True, exist_ok=True)
         with tarfile.open(fileobj=io.BytesIO(base64.b64decode(output)), mode="r:gz") as tar:
-            tar.extractall(target, filter="data")
+            tar.extractall(target)
