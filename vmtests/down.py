@@ -8,8 +8,10 @@ ip -br link | awk '{print $1}' | sort
 ip route show table all | grep -v ' dev lo' | sort
 nft list ruleset
 tc qdisc show dev eth1 | grep -v '^qdisc \\(mq\\|fq_codel\\|pfifo_fast\\)' || true
-ls /sys/fs/bpf /run/netns 2>/dev/null || true
-bpftool prog show | grep -o ' tag [0-9a-f]*\\| name [a-z_]*' | sort | uniq -c
+ls /sys/fs/bpf
+find /run/netns -mindepth 1 2>/dev/null || true
+bpftool prog show | grep ' name ' | grep -v ' name sd_' || true
+bpftool map show | grep -i ' name [a-z]' || true
 sysctl net.netfilter.nf_conntrack_tcp_be_liberal
 """
 

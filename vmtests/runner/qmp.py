@@ -29,7 +29,7 @@ class Qmp:
         self.lines.readline()
         self.command("qmp_capabilities")
 
-    def command(self, name: str, **arguments):
+    def command(self, name: str, /, **arguments):
         """The command's answer. Events that come before it are passed over."""
         request = json.dumps({"execute": name, "arguments": arguments})
         try:
