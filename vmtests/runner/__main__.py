@@ -110,7 +110,7 @@ def main() -> int:
     report.junit(verdicts, layout.RESULTS / "junit.xml")
     print()
     for verdict in verdicts:
-        print(f"{verdict.scenario:24} {verdict.seconds:6.1f} s  {verdict.failure or 'ok'}")
+        print(f"{verdict.scenario:24} {verdict.seconds:6.1f} s  {' '.join((verdict.failure or 'ok').split())}")
     print(f"logs, consoles and junit.xml: {layout.RESULTS}")
     print(report.summary(verdicts), flush=True)
     return 1 if any(verdict.failure is not None for verdict in verdicts) else 0

@@ -66,6 +66,9 @@ def start_all(machines: list[Machine]) -> None:
 
 
 def globals_of(machines: list[Machine], subtests: Subtests, log: Log) -> dict:
+    # For `t.assertEqual` and the like.
+    t = unittest.TestCase()
+    t.maxDiff = None
     return {
         "__name__": "__main__",
         **{machine.name.replace("-", "_"): machine for machine in machines},
@@ -75,8 +78,7 @@ def globals_of(machines: list[Machine], subtests: Subtests, log: Log) -> dict:
         "subtest": subtests.subtest,
         "retry": retry,
         "log": log,
-        # For `t.assertEqual` and the like.
-        "t": unittest.TestCase(),
+        "t": t,
     }
 
 
