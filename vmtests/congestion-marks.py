@@ -75,7 +75,7 @@ def set_cache(enabled):
     """The file is a link into the store on NixOS, and is replaced by one of our own."""
     for host in (alpha, beta):
         host.succeed(
-            f"sed 's/^enabled = .*/enabled = {'true' if enabled else 'false'}/' /etc/oncache/config.toml >/tmp/config.toml",
+            f"sed 's/^enabled = .*/enabled = {str(enabled).lower()}/' /etc/oncache/config.toml >/tmp/config.toml",
             "cp --remove-destination /tmp/config.toml /etc/oncache/config.toml",
             "systemctl reload oncache",
         )
@@ -87,7 +87,8 @@ def dctcp_stream(what):
     sent_before, received_before = counts(alpha), counts(beta)
     before = marks(beta, "IpExtInCEPkts", "IpExtInECT0Pkts")
     delivered = marks(alpha, "TcpExtTCPDeliveredCE")["TcpExtTCPDeliveredCE"]
-    alpha.succeed("ip netns exec web iperf3 --client 10.42.2.2 --time 8 --json >/tmp/stream.json 2>&1 & echo $! >/tmp/stream")
+    client = "ip netns exec web iperf3 --client 10.42.2.2 --time 8 --json"
+    alpha.succeed(f"{client} >/tmp/stream.json 2>&1 & echo $! >/tmp/stream")
     alpha.succeed("sleep 5")
     state = alpha.succeed("ip netns exec web ss -Htin dst 10.42.2.2 dport = 5201")
     alpha.wait_until_succeeds("! kill -0 $(cat /tmp/stream) 2>/dev/null", timeout=60)

@@ -14,7 +14,8 @@ for host in (alpha, beta):
     host.succeed("oncache container add web")
 daemon = alpha.get_unit_property("oncache.service", "MainPID")
 beta.succeed("ip netns exec web iperf3 --server --daemon")
-alpha.succeed("ip netns exec web iperf3 --client 10.42.2.2 --time 120 --bitrate 5M >/tmp/stream 2>&1 & echo $! >/tmp/pid")
+client = "ip netns exec web iperf3 --client 10.42.2.2 --time 120 --bitrate 5M"
+alpha.succeed(f"{client} >/tmp/stream 2>&1 & echo $! >/tmp/pid")
 retry(lambda _: hits(beta) > 100, 60)
 
 with subtest("the cable is pulled"):

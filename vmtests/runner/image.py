@@ -265,7 +265,8 @@ def configure(root: Path) -> None:
     script.write_text(BACKDOOR_SCRIPT)
     script.chmod(0o755)
     # The underlay's addresses come from networkd, and what waits for the network waits for it.
-    run("systemctl", "--root", root, "--quiet", "enable", "systemd-networkd.service", "systemd-networkd-wait-online.service")
+    units = ("systemd-networkd.service", "systemd-networkd-wait-online.service")
+    run("systemctl", "--root", root, "--quiet", "enable", *units)
     # The machine's own are put over these (payload.py).
     (root / "etc/hostname").write_text("master\n")
     (root / "etc/machine-id").write_text("0" * 31 + "1\n")

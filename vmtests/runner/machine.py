@@ -62,7 +62,14 @@ class Machine:
     """Not started until `start`, or until the first command."""
 
     def __init__(
-        self, name: str, image: Image, kernel: str, tap: str, master: snapshot.Snapshot | None, directory: Path, log: Log
+        self,
+        name: str,
+        image: Image,
+        kernel: str,
+        tap: str,
+        master: snapshot.Snapshot | None,
+        directory: Path,
+        log: Log,
     ) -> None:
         self.name = name
         self.image = image
@@ -267,7 +274,9 @@ class Machine:
         status, lines = self.systemctl(f'--no-pager show "{unit}" --property="{property}"', user)
         match = re.match(r"^[^=]+=(.*)$", lines.strip()) if status == 0 else None
         if match is None:
-            raise MachineError(f"{self.name}: unit {unit} has no property {property} (exit code {status}): {lines.strip()}")
+            raise MachineError(
+                f"{self.name}: unit {unit} has no property {property} (exit code {status}): {lines.strip()}"
+            )
         return match[1]
 
     def require_unit_state(self, unit: str, require_state: str = "active") -> None:

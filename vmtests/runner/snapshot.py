@@ -87,7 +87,7 @@ def make(image: Image, kernel: str, work: Path, finished: Path) -> None:
         machine.save(finished / "memory")
     except (MachineError, RunnerError) as error:
         console = (work / "master/console.log").read_text(errors="replace")[-3000:]
-        raise RunnerError(f"kernel {kernel}: the machine to restore from does not come up: {error}\n{console}") from error
+        raise RunnerError(f"kernel {kernel}: its machine to restore from does not come up: {error}\n{console}") from error
     finally:
         machine.kill()
 

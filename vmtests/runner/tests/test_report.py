@@ -20,7 +20,11 @@ class Reports(unittest.TestCase):
             suites = ET.parse(file).getroot()
         counts = [(suite.get("name"), suite.get("tests"), suite.get("failures")) for suite in suites]
         self.assertEqual(counts, [("good", "2", "0"), ("bad", "2", "1"), ("dead", "1", "1")])
-        failures = {case.get("name"): case.find("failure").get("message") for case in suites.iter("testcase") if case.find("failure") is not None}
+        failures = {
+            case.get("name"): failure.get("message")
+            for case in suites.iter("testcase")
+            for failure in case.findall("failure")
+        }
         self.assertEqual(failures, {"b": "b: alpha: no", "dead": "the runner ended with status 9"})
 
     def test_a_failure_outside_of_the_subtests_is_a_case(self):
