@@ -1,13 +1,13 @@
 # `make help` lists what can be made. .ci/ holds the longer recipes.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test fuzz bench vmtest clean
+.PHONY: help setup build demo test fuzz bench bench-quick vmtest clean
 
 # Debian's cargo, which setup installs, is for the eBPF programs alone: see build.rs.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 setup: ## install what the others need (Debian 12, as root)
 	@.ci/setup
@@ -26,12 +26,21 @@ fuzz: setup ## a million packets by both paths, and past the programs (as root)
 	ONCACHE_DIFFERENTIAL_PACKETS=1000000 cargo test --locked --test differential -- --nocapture
 	ONCACHE_FUZZ_INPUTS=1000000 cargo test --locked --test program_fuzz -- --nocapture
 
-bench: ## measure against the plain overlay
-	@echo 'make bench: not there yet' >&2; exit 1
+# The benchmark's own workspace shares the directory of what is built.
+BENCH := CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),$(CURDIR)/target) \
+	cargo run --quiet --release --locked --manifest-path benches/Cargo.toml --
+
+bench: setup ## measure against overlay, host and floor; writes docs/benchmarks.md (as root, half an hour)
+	cargo build --release --locked
+	@$(BENCH) --document --json docs/benchmarks.json
+
+bench-quick: setup ## the same, short: hit ratios and sanity, not times (as root, a minute once built)
+	cargo build --release --locked
+	@$(BENCH) --quick
 
 vmtest: ## run the scenarios on several virtual machines
 	@echo 'make vmtest: not there yet' >&2; exit 1
 
 clean: ## remove all that was built
 	cargo clean
-	rm -rf bpf/target
+	rm -rf bpf/target benches/target benches/floor/target
