@@ -10,6 +10,7 @@ let
       ../Cargo.lock
       ../rustfmt.toml
       ../build.rs
+      ../build
       ../src
       ../bpf
       ../tests

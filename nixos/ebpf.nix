@@ -12,7 +12,7 @@
   bpf-linker,
 }:
 let
-  # As in build.rs, which says why; nixos/check compares.
+  # As in build/ebpf.rs, which says why; nixos/check compares.
   flags = [
     "-Ctarget-cpu=v3"
     "-Cdebuginfo=2"

@@ -17,6 +17,7 @@ rustPlatform.buildRustPackage {
       ../Cargo.toml
       ../Cargo.lock
       ../build.rs
+      ../build
       ../src
       ../bpf/abi
       # build.rs makes the ABI's name of it.

@@ -29,7 +29,7 @@ mkShell {
     nftables
     procps
   ];
-  # build.rs looks for Debian's by default. This rustc brings `core` for the programs' target.
+  # build/ebpf.rs looks for Debian's by default. This rustc brings `core` for the programs' target.
   BPF_CARGO = "${cargo}/bin/cargo";
   BPF_RUSTC = "${rustc}/bin/rustc";
 }

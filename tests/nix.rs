@@ -114,7 +114,8 @@ fn the_programs_are_built_with_the_same_flags_everywhere() {
             .map(str::to_owned)
             .collect()
     };
-    let [cargo, nix] = [top.join("build.rs"), nixos().join("ebpf.nix")].map(|path| flags(&path));
+    let [cargo, nix] =
+        [top.join("build/ebpf.rs"), nixos().join("ebpf.nix")].map(|path| flags(&path));
     println!("{cargo:?}");
     assert_eq!(cargo, nix);
     assert_eq!(cargo.len(), 4);

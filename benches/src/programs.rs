@@ -1,0 +1,120 @@
+//! What the programs take, by the kernel's own clock (`BPF_ENABLE_STATS`), packet for packet of
+//! real traffic.
+//!
+//! The counters are read every few milliseconds: the median of these windows is the figure, the
+//! least of them is what is left when nobody disturbs.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    programs::{ProgramInfo, SchedClassifier, TcAttachType},
+    sys::{Stats, enable_stats},
+};
+use oncache_testbed::{Host, UNDERLAY};
+
+use crate::{
+    column::Bed,
+    traffic::{Workload, measure},
+};
+
+/// How long a window is.
+const WINDOW: Duration = Duration::from_millis(5);
+/// Fewer runs in a window say nothing.
+const LEAST_RUNS: u64 = 20;
+
+/// One program's time.
+#[derive(Clone, Debug)]
+pub struct ProgramTime {
+    pub program: &'static str,
+    /// Nanoseconds a run: least, median.
+    pub least: f64,
+    pub median: f64,
+    /// Runs that were measured.
+    pub runs: u64,
+    /// Bytes of machine code.
+    pub code: u32,
+}
+
+/// The programs of the fast path, where each is attached.
+const PROGRAMS: [(&str, &str); 2] = [("egress", "onc-client"), ("ingress", UNDERLAY)];
+
+/// Run time, runs and code size of each of [`PROGRAMS`] at one moment.
+type Sample = [(Duration, u64, u32); 2];
+
+/// Measures `egress` and `ingress` of the first host while a workload runs.
+pub fn times(
+    bed: &Bed,
+    workload: Workload,
+    cpu: usize,
+    time: Duration,
+) -> Result<Vec<ProgramTime>, String> {
+    let _counting =
+        enable_stats(Stats::RunTime).map_err(|error| format!("BPF_ENABLE_STATS: {error}"))?;
+    let host = bed.lab.alpha();
+    let warm = Duration::from_millis(100);
+    let samples = thread::scope(|scope| {
+        let traffic = scope.spawn(|| measure(workload, &bed.client, &bed.server, cpu, warm, time));
+        thread::sleep(warm);
+        let samples = host.enter(|| sample(host, time));
+        traffic.join().expect("traffic reports")?;
+        samples
+    })?;
+    PROGRAMS
+        .iter()
+        .enumerate()
+        .map(|(number, (program, _))| judge(program, number, &samples))
+        .collect()
+}
+
+/// Run time, runs and code size of each program, every window.
+fn sample(host: &Host, time: Duration) -> Result<Vec<Sample>, String> {
+    let begun = Instant::now();
+    let mut samples = Vec::new();
+    while begun.elapsed() < time {
+        let mut row = [(Duration::ZERO, 0, 0); 2];
+        for (cell, (program, device)) in row.iter_mut().zip(PROGRAMS) {
+            let info = attached(program, device)
+                .map_err(|error| format!("{}: {program} at {device}: {error}", host.name))?;
+            *cell = (info.run_time(), info.run_count(), info.size_jitted());
+        }
+        samples.push(row);
+        thread::sleep(WINDOW);
+    }
+    Ok(samples)
+}
+
+fn attached(program: &str, device: &str) -> Result<ProgramInfo, String> {
+    let (_, programs) = SchedClassifier::query_tcx(device, TcAttachType::Ingress)
+        .map_err(|error| error.to_string())?;
+    programs
+        .into_iter()
+        .find(|info| info.name_as_str() == Some(program))
+        .ok_or_else(|| "not attached".to_owned())
+}
+
+fn judge(program: &'static str, number: usize, samples: &[Sample]) -> Result<ProgramTime, String> {
+    let mut windows = Vec::new();
+    let mut runs = 0;
+    for pair in samples.windows(2) {
+        let (before, after) = (pair[0][number], pair[1][number]);
+        let count = after.1 - before.1;
+        if count >= LEAST_RUNS {
+            windows.push((after.0 - before.0).as_nanos() as f64 / count as f64);
+            runs += count;
+        }
+    }
+    windows.sort_by(f64::total_cmp);
+    let least = *windows
+        .first()
+        .ok_or_else(|| format!("{program} has not run often enough to be measured"))?;
+    Ok(ProgramTime {
+        program,
+        least,
+        median: windows[windows.len() / 2],
+        runs,
+        code: samples[0][number].2,
+    })
+}
