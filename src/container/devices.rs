@@ -229,6 +229,32 @@ pub async fn mend(
     })
 }
 
+/// Gives the device inside a container another MTU (old, new), unless it is none of ours: then
+/// whoever set it meant it.
+///
+/// # Errors
+///
+/// [`ContainerError`] naming the container.
+pub async fn set_mtu_inside(
+    name: &str,
+    container: &Container,
+    (old, new): (u32, u32),
+) -> Result<(), ContainerError> {
+    let inside = namespace::open(&container.netns)?;
+    let set = async {
+        let inner = Netlink::in_namespace(inside.as_fd()).await?;
+        match inner.link_by_name(&container.ifname).await? {
+            // A larger one than the host's end takes would lose packets at the crossing.
+            Some(link) if link.mtu == old || link.mtu > new => inner.set_mtu(link.index, new).await,
+            _ => Ok(()),
+        }
+    };
+    set.await.map_err(|source| ContainerError::Netlink {
+        name: name.to_owned(),
+        source,
+    })
+}
+
 /// Removes a device pair by its host-side end; no error where it is gone, or where another
 /// program's device has its name.
 ///

@@ -6,6 +6,7 @@ use tracing::{info, warn};
 
 use super::{DaemonError, Node};
 use crate::{
+    coherence::Cause,
     config::check_name,
     container::{
         ContainerError,
@@ -175,7 +176,7 @@ impl Node {
         failures.extend(self.sync_containers().err().map(DaemonError::from));
         // Nothing was learned of one that never had a device.
         if was_connected {
-            self.invalidate(&format!("container {name} is gone"));
+            self.invalidate(Cause::ContainerGone, name);
         }
         if failures.is_empty() {
             self.state.containers.remove(name);
@@ -228,6 +229,15 @@ impl Node {
             info!("{line}");
         }
         Ok(!done.is_empty())
+    }
+
+    /// Gives the devices inside the containers another MTU (old, new), where it is the old one.
+    pub(super) async fn set_mtu_inside(&self, mtu: (u32, u32)) {
+        for (name, container) in &self.state.containers {
+            if let Err(reason) = devices::set_mtu_inside(name, container, mtu).await {
+                warn!("{reason}");
+            }
+        }
     }
 
     /// Puts the containers' host-side devices right and notices those that vanished. Returns

@@ -321,7 +321,7 @@ impl State {
     }
 
     const fn allows(rules: u8) -> bool {
-        rules % 2 == 0
+        rules.is_multiple_of(2)
     }
 
     fn packet_step(&self, index: usize, scenario: &Scenario) -> Option<(&'static str, Seen, Self)> {
