@@ -111,6 +111,9 @@ fn restarts_lose_no_packet_and_the_flow_is_learned_again_at_once() {
     lab.start();
     let client = lab.alpha().add_container("client");
     let server = lab.beta().add_container("server");
+    // The containers' neighbours are found: that may take a moment after they were added.
+    let first = Rounds::new(10).udp(&client, &server, 9005);
+    println!("{first}");
     let report = std::thread::scope(|scope| {
         let rounds = scope.spawn(|| {
             let mut rounds = Rounds::lasting(Duration::from_secs(8));

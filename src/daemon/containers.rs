@@ -231,15 +231,6 @@ impl Node {
         Ok(!done.is_empty())
     }
 
-    /// Gives the devices inside the containers another MTU (old, new), where it is the old one.
-    pub(super) async fn set_mtu_inside(&self, mtu: (u32, u32)) {
-        for (name, container) in &self.state.containers {
-            if let Err(reason) = devices::set_mtu_inside(name, container, mtu).await {
-                warn!("{reason}");
-            }
-        }
-    }
-
     /// Puts the containers' host-side devices right and notices those that vanished. Returns
     /// whether anything changed.
     pub(super) async fn mend_containers(&mut self) -> Result<bool, DaemonError> {

@@ -164,16 +164,8 @@ impl Node {
 
     /// Brings slow path and containers from the configuration `old` to the present one.
     async fn take_over(&mut self, old: &Config) -> Result<(), DaemonError> {
-        let mtu = (old.overlay.mtu, self.config.overlay.mtu);
-        // What a container sends must fit what is behind it: smaller inside first, larger last.
-        if mtu.1 < mtu.0 {
-            self.set_mtu_inside(mtu).await;
-        }
         self.mend_overlay().await?;
         self.adopt_containers().await?;
-        if mtu.1 > mtu.0 {
-            self.set_mtu_inside(mtu).await;
-        }
         if old.node.underlay != self.config.node.underlay {
             self.leave_underlay(&old.node.underlay).await;
         }
@@ -202,34 +194,22 @@ impl Node {
     }
 
     async fn try_reconcile(&mut self) -> Result<bool, DaemonError> {
-        // What can be mended is mended although the underlay is not what it should be.
+        // What can be mended is mended although the underlay is not what it should be; but then
+        // that is the reason of what else fails.
         let followed = self.follow_underlay().await;
-        let mut changed = match (self.mend_overlay().await, &followed) {
-            (Ok(changed), _) => changed,
-            // Then the first failure is the reason of the second.
-            (Err(_), Err(_)) => return followed.map(|()| false),
-            (Err(failure), Ok(())) => return Err(failure),
-        };
+        let mended = self.mend().await;
+        followed.and(mended)
+    }
+
+    async fn mend(&mut self) -> Result<bool, DaemonError> {
+        let mut changed = self.mend_overlay().await?;
         changed |= self.mend_containers().await?;
         self.mend_attachments()?;
         self.tune_fast_path()?;
         if self.next_hop_has_moved().await? {
             self.invalidate(Cause::NextHopMoved, "");
         }
-        followed.map(|()| changed)
-    }
-
-    /// Takes over what the configuration leaves to the host where it has changed: the underlay
-    /// device's ifindex, MAC address and MTU, and its address if the present one is gone.
-    async fn follow_underlay(&mut self) -> Result<(), DaemonError> {
-        let facts = host_facts(&self.netlink).await?;
-        let facts = facts.as_decided(&self.config.node);
-        let config = self.file.resolve(&facts)?;
-        if config == self.config {
-            return Ok(());
-        }
-        let news = underlay_news(&self.config, &config);
-        self.change_to(config, Cause::Underlay, &news).await
+        Ok(changed)
     }
 
     async fn next_hop_has_moved(&self) -> Result<bool, DaemonError> {
@@ -248,6 +228,19 @@ impl Node {
             .filter_map(|neighbour| neighbour.mac)
             .collect();
         Ok(next_hop_has_moved(&learned, &present))
+    }
+
+    /// Takes over what the configuration leaves to the host where it has changed: the underlay
+    /// device's ifindex, MAC address and MTU, and its address if the present one is gone.
+    async fn follow_underlay(&mut self) -> Result<(), DaemonError> {
+        let facts = host_facts(&self.netlink).await?;
+        let facts = facts.as_decided(&self.config.node);
+        let config = self.file.resolve(&facts)?;
+        if config == self.config {
+            return Ok(());
+        }
+        let news = underlay_news(&self.config, &config);
+        self.change_to(config, Cause::Underlay, &news).await
     }
 
     /// Applies what the slow path lacks. Returns whether anything was done.
