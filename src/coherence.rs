@@ -4,58 +4,15 @@
 //! then is the epoch raised. A packet that missed before the raise carries the old epoch in its
 //! mark and is not learned from; one that missed after it went by the new rules.
 
+mod cause;
+mod response;
+
 use std::time::Duration;
 
-use crate::{
-    config::Config,
-    netlink::{Event, Mac},
-    stable_hash::fnv1a,
-};
+pub use cause::{Cause, CauseCount, CauseCounts};
+pub use response::{Device, Memory, Response, Scope};
 
-/// What a notification asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Response {
-    /// Nothing of ours can depend on it.
-    Ignore,
-    /// The wanted state may be hurt: compare and mend. Mending raises the epoch.
-    Reconcile,
-    /// Cached verdicts may be wrong already: raise the epoch at once, then compare and mend.
-    InvalidateAndReconcile,
-}
-
-/// How the daemon answers a notification. `own` tells whether an ifindex is the underlay's or one
-/// of oncache's own devices.
-#[must_use]
-pub fn respond(event: &Event, own: impl Fn(u32) -> bool) -> Response {
-    match event {
-        // Rules of any table may have refused what the filter cache allows; lost events may have
-        // been of that kind.
-        Event::Ruleset | Event::Overrun => Response::InvalidateAndReconcile,
-        // A device that went may have been one of ours, whose index is no longer known.
-        Event::Link { .. } => Response::Reconcile,
-        // Learned headers lead where the routes of then led.
-        Event::Route { device: None } => Response::InvalidateAndReconcile,
-        Event::Route {
-            device: Some(device),
-        }
-        | Event::Address { device } => {
-            if own(*device) {
-                Response::InvalidateAndReconcile
-            } else {
-                Response::Ignore
-            }
-        }
-        // Mostly a change of state without one of address: the reconciliation looks (see
-        // [`next_hop_has_moved`]).
-        Event::Neighbour { device } => {
-            if own(*device) {
-                Response::Reconcile
-            } else {
-                Response::Ignore
-            }
-        }
-    }
-}
+use crate::{config::Config, netlink::Mac, stable_hash::fnv1a};
 
 /// Whether packets by learned headers may go to a station that is not the next hop any more: one of
 /// the MAC addresses learned as next hop is no neighbour's on the underlay device now.
@@ -98,47 +55,6 @@ pub fn fingerprint(config: &Config) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rules_invalidate_at_once() {
-        let own = |_| false;
-        assert_eq!(
-            respond(&Event::Ruleset, own),
-            Response::InvalidateAndReconcile
-        );
-        assert_eq!(
-            respond(&Event::Overrun, own),
-            Response::InvalidateAndReconcile
-        );
-    }
-
-    #[test]
-    fn other_devices_neighbours_are_no_concern() {
-        let own = |device| device == 7;
-        assert_eq!(
-            respond(&Event::Neighbour { device: 7 }, own),
-            Response::Reconcile
-        );
-        assert_eq!(
-            respond(&Event::Neighbour { device: 8 }, own),
-            Response::Ignore
-        );
-        assert_eq!(
-            respond(&Event::Route { device: Some(8) }, own),
-            Response::Ignore
-        );
-        for changed in [
-            Event::Route { device: None },
-            Event::Route { device: Some(7) },
-            Event::Address { device: 7 },
-        ] {
-            assert_eq!(respond(&changed, own), Response::InvalidateAndReconcile);
-        }
-        assert_eq!(
-            respond(&Event::Link { device: 8 }, own),
-            Response::Reconcile
-        );
-    }
 
     #[test]
     fn a_next_hop_has_moved_if_its_address_is_nobodys() {

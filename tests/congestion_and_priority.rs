@@ -1,5 +1,6 @@
 //! ECN (RFC 3168, RFC 6040) and DSCP of a cached flow are what the slow path would make of them.
 
+#[allow(dead_code, reason = "not every test needs everything")]
 mod cached_flow;
 
 use cached_flow::{Flow, set_option};

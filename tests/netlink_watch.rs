@@ -39,29 +39,77 @@ fn every_kind_of_change_is_told_with_its_device() {
         let device = netlink.index_of("va").await.expect("an index");
         let mut watch = Watch::new().expect("a watch");
 
-        let mut told = async |script: &str, expected: Event| {
+        let mut told = async |script: &str, is_told: &dyn Fn(&Event) -> bool| {
             sh(script);
-            wait_for(&mut watch, |event| *event == expected).await;
+            wait_for(&mut watch, is_told).await;
         };
-        told("ip link set va mtu 1400", Event::Link { device }).await;
-        told("ip addr add 10.0.0.1/24 dev va", Event::Address { device }).await;
-        let route = Event::Route {
+        told("ip link set va mtu 1400", &|event| {
+            matches!(event, Event::Link { device: of, state: Some(state) }
+                if *of == device && state.mtu == 1400 && state.up)
+        })
+        .await;
+        let address = Event::Address { device };
+        told("ip addr add 10.0.0.1/24 dev va", &|event| *event == address).await;
+        let route = |text: &str| Event::Route {
+            destination: text.parse().expect("a network"),
+        };
+        let gateway = "ip route add 10.9.0.0/24 via 10.0.0.2";
+        told(gateway, &|event| *event == route("10.9.0.0/24")).await;
+        let neighbour = Event::Neighbour {
+            device,
+            address: [10, 0, 0, 2].into(),
+            mac: Some([2, 0, 0, 0, 0, 2]),
+        };
+        let there = "ip neigh add 10.0.0.2 dev va lladdr 02:00:00:00:00:02";
+        told(there, &|event| *event == neighbour).await;
+        told("nft add table inet other", &|event| {
+            *event == Event::Ruleset
+        })
+        .await;
+        told("nft delete table inet other", &|event| {
+            *event == Event::Ruleset
+        })
+        .await;
+        let blackhole = "ip route add blackhole 10.8.0.0/24";
+        told(blackhole, &|event| *event == route("10.8.0.0/24")).await;
+        told("ip rule add from 10.7.0.0/16 table 7", &|event| {
+            *event == Event::RoutingRule
+        })
+        .await;
+        told("ip nexthop add id 5 via 10.0.0.2 dev va", &|event| {
+            *event == Event::NextHop
+        })
+        .await;
+        let one = Event::Forwarding {
             device: Some(device),
         };
-        told("ip route add 10.9.0.0/24 via 10.0.0.2", route).await;
-        let neighbour = Event::Neighbour { device };
-        told(
-            "ip neigh add 10.0.0.2 dev va lladdr 02:00:00:00:00:02",
-            neighbour,
-        )
+        told("sysctl -qw net.ipv4.conf.va.forwarding=1", &|event| {
+            *event == one
+        })
         .await;
-        told("nft add table inet other", Event::Ruleset).await;
-        told("nft delete table inet other", Event::Ruleset).await;
-        told(
-            "ip route add blackhole 10.8.0.0/24",
-            Event::Route { device: None },
-        )
-        .await;
+        let all = Event::Forwarding { device: None };
+        told("sysctl -qw net.ipv4.ip_forward=1", &|event| *event == all).await;
+        sh("ip link add vx type vxlan id 42 dstport 4789");
+        let vxlan = netlink.index_of("vx").await.expect("an index");
+        let entry = Event::ForwardingEntry { device: vxlan };
+        let fdb = "bridge fdb add 02:00:00:00:00:03 dev vx dst 10.0.0.3";
+        told(fdb, &|event| *event == entry).await;
+        let gone = Event::LinkGone { device };
+        told("ip link del va", &|event| *event == gone).await;
+    });
+}
+
+#[test]
+fn what_is_there_is_handed_over_at_once() {
+    Namespace::new().block_on(|| async {
+        let mut watch = Watch::new().expect("a watch");
+        sh("nft add table inet other; ip rule add from 10.7.0.0/16 table 7");
+        let batch = timeout(Duration::from_secs(5), watch.next_batch()).await;
+        let mut batch = batch.expect("in time").expect("events");
+        batch.sort_by_key(|event| format!("{event:?}"));
+        assert_eq!(batch, [Event::RoutingRule, Event::Ruleset]);
+        let more = timeout(Duration::from_millis(100), watch.next_batch()).await;
+        assert!(more.is_err(), "{more:?}");
     });
 }
 

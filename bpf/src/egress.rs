@@ -5,7 +5,7 @@ use aya_ebpf::{
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
         BPF_F_ADJ_ROOM_FIXED_GSO,
     },
-    helpers::{bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect},
+    helpers::{bpf_check_mtu, bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect},
 };
 use oncache_abi::{
     cache::{HEADER_LEN, HostHeaders, LocalContainer},
@@ -68,6 +68,7 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     check_sender(skb, local, settings.epoch)?;
     match cached(&inner, &key, local, settings.epoch) {
         Ok(headers) => {
+            check_device(skb, headers.ifindex, inner.segment_length(skb))?;
             let action = encapsulate(skb, &inner, headers, &settings)?;
             count(Program::Egress, Reason::Hit);
             Ok(action)
@@ -146,6 +147,23 @@ pub fn judge(word: oncache_abi::flow::FilterWord, key: &FlowKey, epoch: u32) -> 
         Verdict::LeaseExpired => Err(Reason::LeaseExpired),
         Verdict::OneWay => Err(Reason::OneWay),
     }
+}
+
+/// The underlay device must be there and take the packet with its headers, whatever it was when the
+/// headers were learned: the slow path fragments what a smaller MTU does not let through, a redirect
+/// would lose it.
+#[inline(always)]
+fn check_device(skb: &Skb, ifindex: u32, length: u32) -> Result<(), Reason> {
+    let outer = length + OVERHEAD as u32;
+    // In: the length to be judged. Out: the device's MTU (net/core/filter.c, `bpf_skb_check_mtu`,
+    // whose own verdict lets every aggregate pass).
+    let mut mtu = outer;
+    // SAFETY: the context is the program's own, and `mtu` lives through the call.
+    let outcome = unsafe { bpf_check_mtu(skb.raw().cast(), ifindex, &raw mut mtu, 0, 0) };
+    if outcome < 0 || outer > mtu {
+        return Err(Reason::OverUnderlay);
+    }
+    Ok(())
 }
 
 /// Puts the learned headers before the packet and sends it out of the underlay device.

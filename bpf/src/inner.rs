@@ -174,16 +174,22 @@ impl Inner {
         }
     }
 
-    /// Whether the packet, or each segment of the aggregate, fits `mtu` (net/ipv4/ip_forward.c,
-    /// `ip_exceeds_mtu`).
+    /// Length of the packet, or of the largest segment of the aggregate, as an IP packet
+    /// (net/ipv4/ip_forward.c, `ip_exceeds_mtu`).
     #[inline(always)]
-    pub fn fits(&self, skb: &Skb, mtu: u32) -> bool {
+    pub fn segment_length(&self, skb: &Skb) -> u32 {
         let segment = skb.gso_size();
         if segment == 0 {
-            u32::from(self.total_length) <= mtu
+            u32::from(self.total_length)
         } else {
-            IPV4_LEN as u32 + u32::from(self.transport_length) + segment <= mtu
+            IPV4_LEN as u32 + u32::from(self.transport_length) + segment
         }
+    }
+
+    /// Whether the packet, or each segment of the aggregate, fits `mtu`.
+    #[inline(always)]
+    pub fn fits(&self, skb: &Skb, mtu: u32) -> bool {
+        self.segment_length(skb) <= mtu
     }
 }
 

@@ -2,6 +2,7 @@
 
 use oncache_abi::{
     flow::{FilterWord, FlowKey},
+    mark::Lesson,
     reason::Reason,
     settings::Settings,
 };
@@ -24,13 +25,12 @@ pub fn may_learn(skb: &Skb, miss: u32) -> Result<Settings, Option<Reason>> {
     }
     skb.set_mark(marks().clear(mark));
     let settings = settings().ok_or(Reason::HelperFailed)?;
-    if !marks().is_established(mark) {
-        return Err(Some(Reason::NotEstablished));
+    match marks().lesson(mark, miss, &settings, now()) {
+        Lesson::Learn => Ok(settings),
+        Lesson::NotOurs => Err(None),
+        Lesson::NotEstablished => Err(Some(Reason::NotEstablished)),
+        Lesson::Stale => Err(Some(Reason::StaleMark)),
     }
-    if !marks().is_of_epoch(mark, settings.epoch) {
-        return Err(Some(Reason::StaleMark));
-    }
-    Ok(settings)
 }
 
 /// Notes that the slow path passed a packet of the flow in `direction`.

@@ -84,14 +84,16 @@ pub fn volatile<T: Copy>(field: *const T) -> T {
 #[inline(always)]
 pub fn settings() -> Option<Settings> {
     let words = SETTINGS.get_ptr(0)?.cast::<u64>();
-    // SAFETY: an element of the map is as long as two words, and an array's elements are aligned to
-    // eight bytes (kernel/bpf/arraymap.c, `array_map_alloc`). Volatile: each word is loaded once.
+    // SAFETY: an element of the map is as long as four words, and an array's elements are aligned
+    // to eight bytes (kernel/bpf/arraymap.c, `array_map_alloc`). Volatile: each word is loaded once.
     unsafe {
         let words = [
             core::ptr::read_volatile(words),
             core::ptr::read_volatile(words.add(1)),
+            core::ptr::read_volatile(words.add(2)),
+            core::ptr::read_volatile(words.add(3)),
         ];
-        Some(core::mem::transmute::<[u64; 2], Settings>(words))
+        Some(core::mem::transmute::<[u64; 4], Settings>(words))
     }
 }
 

@@ -32,6 +32,17 @@ impl Stats {
             rows,
             &[2],
         ))?;
+        if !stats.invalidations.is_empty() {
+            let rows = stats
+                .invalidations
+                .into_iter()
+                .map(|count| [count.cause, count.count.to_string(), count.meaning]);
+            print(&format!(
+                "\n{}\n(since the daemon's start, {} s ago)",
+                table(["NEW EPOCH FOR", "TIMES", "MEANING"], rows, &[1]),
+                stats.invalidations_since_s,
+            ))?;
+        }
         if stats.spoofed != 0 {
             print(&format!(
                 "\n{} frames refused: sent by a container from addresses that are not its own",

@@ -2,6 +2,8 @@
 
 use ipnet::Ipv4Net;
 
+use super::Node;
+
 /// The host as far as defaults and checks of the configuration depend on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostFacts {
@@ -33,5 +35,19 @@ impl HostFacts {
     #[must_use]
     pub fn device(&self, name: &str) -> Option<&DeviceFacts> {
         self.devices.iter().find(|device| device.name == name)
+    }
+
+    /// These facts with the choices that were made for `node` kept where they still can be: another
+    /// default route, host name or additional address is no reason to become another host.
+    #[must_use]
+    pub fn as_decided(mut self, node: &Node) -> Self {
+        self.hostname.clone_from(&node.name);
+        self.default_route_device = Some(node.underlay.clone());
+        let mut devices = self.devices.iter_mut();
+        if let Some(device) = devices.find(|device| device.name == node.underlay) {
+            // Stable: only ours goes to the front.
+            device.ipv4.sort_by_key(|net| net.addr() != node.address);
+        }
+        self
     }
 }

@@ -460,3 +460,33 @@ fn json_shows_values_as_the_file_has_them() {
     assert_eq!(json["cache"]["mark_mask"], "0x0fff0000");
     assert_eq!(json["cache"]["attach"], "auto");
 }
+
+#[test]
+fn choices_stay_where_they_still_can_be() {
+    let text = "[overlay]\nsubnet = \"10.42.1.0/24\"\nnetwork = \"10.42.0.0/16\"\nvni = 42\n";
+    let file = parse_text(text).unwrap();
+    let mut host = facts();
+    host.hostname = "alpha".to_owned();
+    host.default_route_device = Some("eth1".to_owned());
+    let before = file.resolve(&host).unwrap();
+    assert_eq!(before.node.address.to_string(), "192.168.50.11");
+
+    // A VPN takes the default route, the host gets another name, and its device an address in front.
+    host.hostname = "beta".to_owned();
+    host.default_route_device = Some("eth0".to_owned());
+    host.devices[2]
+        .ipv4
+        .insert(0, "192.168.49.11/24".parse().unwrap());
+    let decided = host.clone().as_decided(&before.node);
+    assert_eq!(file.resolve(&decided).unwrap(), before);
+
+    // What is gone is gone: the device's first address is the next best, as at a start.
+    host.devices[2]
+        .ipv4
+        .retain(|net| net.addr() != before.node.address);
+    host.devices[2].index = 9;
+    host.devices[2].mtu = 1400;
+    let after = file.resolve(&host.as_decided(&before.node)).unwrap();
+    assert_eq!(after.node.address.to_string(), "192.168.49.11");
+    assert_eq!((after.node.underlay_index, after.overlay.mtu), (9, 1350));
+}

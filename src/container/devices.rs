@@ -187,43 +187,73 @@ async fn configure_inside(
 }
 
 /// Puts the host-side end of a container right where somebody changed it: port of the bridge, up,
-/// with the overlay's MTU. Returns its ifindex and whether anything was changed; `None` where the
-/// device is gone.
+/// with the overlay's MTU, which the inner end then gets, too. Returns its ifindex and whether
+/// anything was changed; `None` where the device is gone.
 ///
 /// # Errors
 ///
-/// [`ContainerError::Netlink`].
+/// [`ContainerError`].
 pub async fn mend(
     netlink: &Netlink,
     name: &str,
     container: &Container,
     mtu: u32,
 ) -> Result<Option<(u32, bool)>, ContainerError> {
-    let mended = async {
-        let links = netlink.links().await?;
-        let Some(device) = links.iter().find(|link| link.name == container.device) else {
-            return Ok(None);
-        };
-        let bridge = links
-            .iter()
-            .find(|link| link.name == BRIDGE)
-            .map(|link| link.index);
-        let mut changed = false;
-        if device.controller != bridge && bridge.is_some() {
-            netlink.set_controller(device.index, bridge).await?;
-            changed = true;
-        }
-        if device.mtu != mtu {
-            netlink.set_mtu(device.index, mtu).await?;
-            changed = true;
-        }
-        if !device.up {
-            netlink.set_up(device.index, true).await?;
-            changed = true;
-        }
-        Ok::<_, NetlinkError>(Some((device.index, changed)))
+    let failed = |source| ContainerError::Netlink {
+        name: name.to_owned(),
+        source,
     };
-    mended.await.map_err(|source| ContainerError::Netlink {
+    let links = netlink.links().await.map_err(failed)?;
+    let Some(device) = links.iter().find(|link| link.name == container.device) else {
+        return Ok(None);
+    };
+    let bridge = links
+        .iter()
+        .find(|link| link.name == BRIDGE)
+        .map(|link| link.index);
+    let mut changed = false;
+    if device.controller != bridge && bridge.is_some() {
+        let set = netlink.set_controller(device.index, bridge).await;
+        set.map_err(failed)?;
+        changed = true;
+    }
+    if device.mtu != mtu {
+        // What one end sends and the other does not take is lost without a word
+        // (drivers/net/veth.c, `veth_forward_skb`): the sender is the smaller one at every moment.
+        if mtu < device.mtu {
+            set_mtu_inside(name, container, (device.mtu, mtu)).await?;
+        }
+        let set = netlink.set_mtu(device.index, mtu).await;
+        set.map_err(failed)?;
+        if mtu > device.mtu {
+            set_mtu_inside(name, container, (device.mtu, mtu)).await?;
+        }
+        changed = true;
+    }
+    if !device.up {
+        netlink.set_up(device.index, true).await.map_err(failed)?;
+        changed = true;
+    }
+    Ok(Some((device.index, changed)))
+}
+
+/// Gives the device inside a container another MTU (old, new), unless it has a smaller one that
+/// somebody meant it to have.
+async fn set_mtu_inside(
+    name: &str,
+    container: &Container,
+    (old, new): (u32, u32),
+) -> Result<(), ContainerError> {
+    let inside = namespace::open(&container.netns)?;
+    let set = async {
+        let inner = Netlink::in_namespace(inside.as_fd()).await?;
+        match inner.link_by_name(&container.ifname).await? {
+            // A larger one than the host's end takes would lose packets at the crossing.
+            Some(link) if link.mtu == old || link.mtu > new => inner.set_mtu(link.index, new).await,
+            _ => Ok(()),
+        }
+    };
+    set.await.map_err(|source| ContainerError::Netlink {
         name: name.to_owned(),
         source,
     })

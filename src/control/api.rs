@@ -5,7 +5,10 @@ use std::{net::Ipv4Addr, path::PathBuf};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::datapath::{Attachment, caches::Occupancy, counters::Count};
+use crate::{
+    coherence::CauseCount,
+    datapath::{Attachment, caches::Occupancy, counters::Count},
+};
 
 /// A container to be added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +117,10 @@ pub struct Stats {
     /// Frames that the slow path refused because a container sent them from addresses that are not
     /// its own.
     pub spoofed: u64,
+    /// How often each cause has raised the epoch since the daemon's start; those that are not zero.
+    pub invalidations: Vec<CauseCount>,
+    /// How many seconds ago that start was.
+    pub invalidations_since_s: u64,
 }
 
 /// Packets carried by the fast path, of all packets between containers of two hosts.

@@ -6,6 +6,7 @@ use tracing::{info, warn};
 
 use super::{DaemonError, Node};
 use crate::{
+    coherence::Cause,
     config::check_name,
     container::{
         ContainerError,
@@ -175,7 +176,7 @@ impl Node {
         failures.extend(self.sync_containers().err().map(DaemonError::from));
         // Nothing was learned of one that never had a device.
         if was_connected {
-            self.invalidate(&format!("container {name} is gone"));
+            self.invalidate(Cause::ContainerGone, name);
         }
         if failures.is_empty() {
             self.state.containers.remove(name);

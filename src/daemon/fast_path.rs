@@ -7,7 +7,7 @@ use tracing::{error, info, warn};
 
 use super::{DaemonError, Node};
 use crate::{
-    coherence::{effective_lease, fingerprint},
+    coherence::{Cause, effective_lease, fingerprint},
     config::{Attach, Config},
     datapath::{
         AttachMode, Datapath, DatapathError, PIN_ROOT, Sizes,
@@ -53,14 +53,17 @@ impl Node {
         let mut datapath = Datapath::load(root, &constants(&self.config), sizes, mode)?;
         let peers: HashSet<Ipv4Addr> = self.config.peers.iter().map(|peer| peer.address).collect();
         datapath.set_peers(&peers)?;
+        // Before any program of it can learn.
+        self.invalidator.take_charge_of(Some(datapath.epoch()));
         self.datapath = Some(datapath);
         self.sync_containers()?;
         // What was learned under another configuration dies before these programs see it, and what
         // the programs before them may have learned meanwhile dies after.
         let renewed = self.tune_fast_path()?;
         self.mend_attachments()?;
-        if renewed && let Some(datapath) = &mut self.datapath {
+        if renewed && let Some(datapath) = &self.datapath {
             datapath.raise_epoch()?;
+            self.invalidator.count(Cause::Configuration);
         }
         let stale = pins::remove_other_maps(root, &pins::maps(root, sizes))?;
         for name in stale {
@@ -111,6 +114,7 @@ impl Node {
 
     fn stop_fast_path(&mut self) -> Result<(), DatapathError> {
         self.datapath = None;
+        self.invalidator.take_charge_of(None);
         let root = Path::new(PIN_ROOT);
         let underlay = self.state.underlay.iter();
         let devices = underlay.chain(
@@ -150,30 +154,34 @@ impl Node {
             ports: (*ports.start(), *ports.end()),
             fingerprint: fingerprint(&self.config),
         };
-        if let Some(datapath) = &mut self.datapath
+        if let Some(datapath) = &self.datapath
             && datapath.tune(&tuning)?
         {
-            info!("new epoch: what was learned belongs to another configuration");
+            info!("new epoch: {}", Cause::Configuration);
+            self.invalidator.count(Cause::Configuration);
             return Ok(true);
         }
         Ok(false)
     }
 
-    /// Makes everything learned so far dead, after a change in the slow path.
-    pub fn invalidate(&mut self, cause: &str) {
-        let Some(datapath) = &mut self.datapath else {
+    /// Makes everything learned so far dead, after a change in the slow path; `object` says of
+    /// what, and is empty if the cause says it all. When this returns, no packet is judged by the
+    /// old state.
+    pub fn invalidate(&mut self, cause: Cause, object: &str) {
+        self.invalidator.raise_and_wait(cause, object);
+        self.heed_failure();
+    }
+
+    /// Ends the fast path if the epoch could not be raised: what can't be invalidated must not be
+    /// used.
+    pub fn heed_failure(&mut self) {
+        let Some(reason) = self.invalidator.take_failure() else {
             return;
         };
-        match datapath.raise_epoch() {
-            Ok(epoch) => info!("epoch {epoch}: {cause}"),
-            Err(reason) => {
-                // What can't be invalidated must not be used.
-                error!("raise the epoch: {reason}; the fast path is switched off");
-                self.fast_path_failure = Some(reason.to_string());
-                if let Err(reason) = self.stop_fast_path() {
-                    error!("remove the fast path: {reason}");
-                }
-            }
+        error!("the fast path is switched off: its epoch can't be raised");
+        self.fast_path_failure = Some(reason);
+        if let Err(reason) = self.stop_fast_path() {
+            error!("remove the fast path: {reason}");
         }
     }
 

@@ -1,16 +1,19 @@
 //! The daemon: start order, reconcile loop, readiness, shutdown.
 //!
-//! One task owns the [`Node`] and does one thing after the other: requests from the socket,
-//! notifications of the kernel, the clock, signals. It is not in the data path: what it has set up
-//! goes on without it.
+//! One task owns the [`Node`] and does one thing after the other: requests from the socket, the
+//! clock, signals, comparisons of the host with what it should be. A thread beside it hears the
+//! kernel and raises the epoch at once. Neither is in the data path: what the daemon has set up goes
+//! on without it.
 
 mod containers;
 mod fast_path;
+mod invalidation;
 mod lock;
 mod node;
 mod report;
 mod signals;
 pub mod teardown;
+mod watcher;
 
 use std::{
     io,
@@ -29,17 +32,20 @@ use tracing::{error, info, warn};
 pub use lock::{Lock, LockError};
 pub use node::Node;
 
-use self::signals::{Asked, Signals};
+use self::{
+    invalidation::Invalidator,
+    signals::{Asked, Signals},
+    watcher::News,
+};
 use crate::{
-    coherence::{Response, respond},
-    config::{self, Config, ConfigErrors},
+    config::{self, Config, ConfigErrors, ConfigFile},
     container::{
         ContainerError,
         mount_namespace::{MountNamespaceError, use_paths_of},
     },
     control::server::{self, Request, SocketError},
     datapath::DatapathError,
-    netlink::{Event, Netlink, NetlinkError, Watch, host_facts},
+    netlink::{Netlink, NetlinkError, host_facts},
     overlay::{nftables::TableError, reconcile::ReconcileErrors, sysctl::SysctlError},
     probe::{Finding, Roots, probe},
     state::{StateError, Store},
@@ -122,6 +128,12 @@ pub enum DaemonError {
     /// Paths of network namespaces.
     #[error(transparent)]
     MountNamespace(#[from] MountNamespaceError),
+    /// No thread to watch the kernel.
+    #[error("watch the kernel: {0}")]
+    Watcher(io::Error),
+    /// Changes would not be noticed any more.
+    #[error("the thread that watches the kernel has ended; start the daemon again and report this")]
+    Deaf,
     /// Signals can't be received.
     #[error("listen for signals: {0}")]
     Signals(io::Error),
@@ -132,9 +144,13 @@ pub enum DaemonError {
 /// # Errors
 ///
 /// [`ConfigErrors`] and [`NetlinkError`].
-pub async fn load_config(path: &Path, netlink: &Netlink) -> Result<Config, DaemonError> {
+pub async fn load_config(
+    path: &Path,
+    netlink: &Netlink,
+) -> Result<(ConfigFile, Config), DaemonError> {
     let file = config::read(path)?;
-    Ok(file.resolve(&host_facts(netlink).await?)?)
+    let config = file.resolve(&host_facts(netlink).await?)?;
+    Ok((file, config))
 }
 
 /// Refuses a host without what the overlay needs. Returns what else is lacking, one line each.
@@ -164,7 +180,7 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
     let mut signals = Signals::new().map_err(DaemonError::Signals)?;
     // A start that is refused leaves nothing, not even a lock.
     let netlink = Netlink::new()?;
-    let config = load_config(&paths.config, &netlink).await?;
+    let (file, config) = load_config(&paths.config, &netlink).await?;
     let lacking = check_host(&config)?;
     if let Some(path) = &paths.mount_namespace {
         use_paths_of(path)?;
@@ -174,8 +190,10 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
         warn!("{message}");
     }
     // Before the first look at the host, so that no change falls between the two.
-    let watch = Watch::new()?;
-    let mut node = Node::new(netlink, Store::new(paths.state.clone()), config)?;
+    let invalidator = Invalidator::default();
+    let news = watcher::spawn(invalidator.clone())?;
+    let store = Store::new(paths.state.clone());
+    let mut node = Node::new(netlink, store, file, config, invalidator)?;
     tokio::select! {
         started = node.start() => started?,
         // What is half done is done whole by the next start.
@@ -187,7 +205,7 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
     notify(&[NotifyState::Ready, NotifyState::Status(&node.summary())]);
     info!("ready: {}", node.summary());
 
-    let ended = serve_node(&mut node, paths, signals, watch, requests).await;
+    let ended = serve_node(&mut node, paths, signals, news, requests).await;
     notify(&[NotifyState::Stopping]);
     serving.abort();
     // The next daemon or `down` finds no socket rather than a dead one.
@@ -212,12 +230,14 @@ async fn serve_node(
     node: &mut Node,
     paths: &Paths,
     mut signals: Signals,
-    mut watch: Watch,
+    mut news: News,
     mut requests: mpsc::Receiver<Request>,
 ) -> Result<Ended, DaemonError> {
     let mut ticks = interval(tick_interval());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut reconciled, mut swept) = (Instant::now(), Instant::now());
+    let mut reconciled = Instant::now();
+    // At once: nobody knows when the last daemon did.
+    let mut swept: Option<Instant> = None;
     let mut settled: Option<Instant> = None;
     loop {
         let due = settled.unwrap_or_else(|| Instant::now() + RECONCILE_INTERVAL);
@@ -226,10 +246,10 @@ async fn serve_node(
                 Asked::End => return Ok(Ended::Signal),
                 Asked::Reload => reload(node, paths).await,
             },
-            event = watch.next() => {
-                if heed(node, &event?) {
-                    settled.get_or_insert_with(|| Instant::now() + SETTLE);
-                }
+            heard = news.recv() => {
+                heard.ok_or(DaemonError::Deaf)??;
+                node.heed_failure();
+                settled.get_or_insert_with(|| Instant::now() + SETTLE);
             }
             request = requests.recv() => match request {
                 Some(Request::Down(answer)) => {
@@ -255,8 +275,8 @@ async fn serve_node(
                     reconciled = Instant::now();
                     node.reconcile().await;
                 }
-                if swept.elapsed() >= SWEEP_INTERVAL {
-                    swept = Instant::now();
+                if swept.is_none_or(|swept| swept.elapsed() >= SWEEP_INTERVAL) {
+                    swept = Some(Instant::now());
                     node.sweep();
                 }
                 notify(&[NotifyState::Watchdog]);
@@ -271,30 +291,13 @@ fn tick_interval() -> Duration {
     watchdog.min(Duration::from_secs(1))
 }
 
-/// Acts on a notification at once where it has to be; returns whether a reconciliation is due.
-fn heed(node: &mut Node, event: &Event) -> bool {
-    match respond(event, |device| node.owns_device(device)) {
-        Response::Ignore => false,
-        Response::Reconcile => true,
-        Response::InvalidateAndReconcile => {
-            node.invalidate(match event {
-                Event::Overrun => "notifications were lost",
-                Event::Ruleset => "the nftables ruleset changed",
-                Event::Route { .. } => "a route changed",
-                _ => "an address changed",
-            });
-            true
-        }
-    }
-}
-
 /// Reads the configuration again. A bad one changes nothing.
 async fn reload(node: &mut Node, paths: &Paths) {
     if let Ok(now) = NotifyState::monotonic_usec_now() {
         notify(&[NotifyState::Reloading, now]);
     }
     let outcome = match load_config(&paths.config, node.netlink()).await {
-        Ok(config) => node.reconfigure(config).await,
+        Ok((file, config)) => node.reconfigure(file, config).await,
         Err(error) => Err(error),
     };
     // The service manager has no word for a reload that failed; the status line has.

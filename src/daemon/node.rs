@@ -6,14 +6,15 @@ use tracing::{error, info};
 
 use super::{
     DaemonError,
+    invalidation::Invalidator,
     teardown::{self, TeardownErrors},
 };
 use crate::{
-    coherence::next_hop_has_moved,
-    config::Config,
+    coherence::{self, Cause, Scope, next_hop_has_moved},
+    config::{Config, ConfigFile},
     container::devices,
     datapath::{Datapath, PIN_ROOT},
-    netlink::{Mac, Netlink},
+    netlink::{Mac, Netlink, format_mac, host_facts},
     overlay::{
         names::{BRIDGE, VXLAN},
         nftables::Marks,
@@ -30,11 +31,12 @@ pub struct Node {
     pub(super) sysctls: Sysctls,
     pub(super) store: Store,
     pub(super) state: State,
+    /// The configuration as written: what the host decides of it may change.
+    file: ConfigFile,
     pub(super) config: Config,
+    pub(super) invalidator: Invalidator,
     /// Ifindexes of the containers' host-side devices, by container name.
     pub(super) devices: BTreeMap<String, u32>,
-    /// Ifindexes of bridge and VXLAN device, as last seen.
-    overlay_devices: Vec<u32>,
     /// The loaded programs; none where the fast path is off.
     pub(super) datapath: Option<Datapath>,
     /// Why the fast path is off though it is configured.
@@ -49,16 +51,23 @@ impl Node {
     /// # Errors
     ///
     /// [`DaemonError`]: the state can't be read.
-    pub fn new(netlink: Netlink, store: Store, config: Config) -> Result<Self, DaemonError> {
+    pub fn new(
+        netlink: Netlink,
+        store: Store,
+        file: ConfigFile,
+        config: Config,
+        invalidator: Invalidator,
+    ) -> Result<Self, DaemonError> {
         let state = store.load()?;
         Ok(Self {
             netlink,
             sysctls: Sysctls::default(),
             store,
             state,
+            file,
             config,
+            invalidator,
             devices: BTreeMap::new(),
-            overlay_devices: Vec::new(),
             datapath: None,
             fast_path_failure: None,
             last_failure: None,
@@ -97,7 +106,7 @@ impl Node {
             self.state.tcp_be_liberal = self.sysctls.tcp_be_liberal()?;
         }
         self.store.save(&self.state)?;
-        let changed = self.mend_overlay().await?;
+        self.mend_overlay().await?;
         if let Some(former) = self.state.underlay.clone()
             && former != self.config.node.underlay
         {
@@ -105,9 +114,9 @@ impl Node {
         }
         self.adopt_containers().await?;
         self.start_fast_path();
-        if changed {
-            self.invalidate("the overlay was set up");
-        }
+        // Of what changed while no daemon ran, only part could be told: nftables counts its
+        // transactions, but neither routes nor neighbours nor conntrack count theirs.
+        self.invalidate(Cause::Start, "");
         Ok(())
     }
 
@@ -116,7 +125,22 @@ impl Node {
     /// # Errors
     ///
     /// [`DaemonError`]: the new configuration can't be had; the old one is back in force.
-    pub async fn reconfigure(&mut self, config: Config) -> Result<(), DaemonError> {
+    pub async fn reconfigure(
+        &mut self,
+        file: ConfigFile,
+        config: Config,
+    ) -> Result<(), DaemonError> {
+        self.change_to(config, Cause::Reload, "").await?;
+        self.file = file;
+        Ok(())
+    }
+
+    async fn change_to(
+        &mut self,
+        config: Config,
+        cause: Cause,
+        object: &str,
+    ) -> Result<(), DaemonError> {
         if config.overlay.subnet != self.config.overlay.subnet && !self.state.containers.is_empty()
         {
             return Err(DaemonError::SubnetInUse {
@@ -134,7 +158,7 @@ impl Node {
             return Err(failure);
         }
         self.start_fast_path();
-        self.invalidate("the configuration was reloaded");
+        self.invalidate(cause, object);
         Ok(())
     }
 
@@ -154,7 +178,7 @@ impl Node {
             Ok(changed) => {
                 self.last_failure = None;
                 if changed {
-                    self.invalidate("the overlay was mended");
+                    self.invalidate(Cause::Mended, "");
                 }
             }
             Err(failure) => {
@@ -164,18 +188,26 @@ impl Node {
                     self.last_failure = Some(line);
                 }
                 // Part of it may have been done.
-                self.invalidate("the overlay was mended in part");
+                self.invalidate(Cause::MendedInPart, "");
             }
         }
     }
 
     async fn try_reconcile(&mut self) -> Result<bool, DaemonError> {
+        // What can be mended is mended although the underlay is not what it should be; but then
+        // that is the reason of what else fails.
+        let followed = self.follow_underlay().await;
+        let mended = self.mend().await;
+        followed.and(mended)
+    }
+
+    async fn mend(&mut self) -> Result<bool, DaemonError> {
         let mut changed = self.mend_overlay().await?;
         changed |= self.mend_containers().await?;
         self.mend_attachments()?;
         self.tune_fast_path()?;
         if self.next_hop_has_moved().await? {
-            self.invalidate("a next hop on the underlay has another MAC address");
+            self.invalidate(Cause::NextHopMoved, "");
         }
         Ok(changed)
     }
@@ -198,6 +230,19 @@ impl Node {
         Ok(next_hop_has_moved(&learned, &present))
     }
 
+    /// Takes over what the configuration leaves to the host where it has changed: the underlay
+    /// device's ifindex, MAC address and MTU, and its address if the present one is gone.
+    async fn follow_underlay(&mut self) -> Result<(), DaemonError> {
+        let facts = host_facts(&self.netlink).await?;
+        let facts = facts.as_decided(&self.config.node);
+        let config = self.file.resolve(&facts)?;
+        if config == self.config {
+            return Ok(());
+        }
+        let news = underlay_news(&self.config, &config);
+        self.change_to(config, Cause::Underlay, &news).await
+    }
+
     /// Applies what the slow path lacks. Returns whether anything was done.
     async fn mend_overlay(&mut self) -> Result<bool, DaemonError> {
         let field = self.mark_field();
@@ -217,23 +262,30 @@ impl Node {
                 self.store.save(&self.state)?;
             }
         }
-        if !done.is_empty() || self.overlay_devices.is_empty() {
-            let links = self.netlink.links().await?;
-            let ours = links
-                .iter()
-                .filter(|link| [BRIDGE, VXLAN].contains(&&*link.name));
-            self.overlay_devices = ours.map(|link| link.index).collect();
-        }
+        self.invalidator.set_scope(self.scope().await?);
         match failure {
             Some(failure) => Err(failure.into()),
             None => Ok(!done.is_empty()),
         }
     }
 
-    /// Whether a notification about this device concerns the overlay.
-    #[must_use]
-    pub fn owns_device(&self, device: u32) -> bool {
-        device == self.config.node.underlay_index || self.overlay_devices.contains(&device)
+    /// What of the host cached results depend on.
+    async fn scope(&self) -> Result<Scope, DaemonError> {
+        let links = self.netlink.links().await?;
+        let device = |name: &str| coherence::Device {
+            index: links
+                .iter()
+                .find(|link| link.name == name)
+                .map_or(0, |link| link.index),
+            name: name.to_owned(),
+        };
+        Ok(Scope {
+            underlay: device(&self.config.node.underlay),
+            bridge: device(BRIDGE),
+            vxlan: device(VXLAN),
+            peers: self.config.peers.iter().map(|peer| peer.address).collect(),
+            networks: vec![self.config.node.address.into(), self.config.overlay.network],
+        })
     }
 
     /// Removes every trace from the host.
@@ -243,6 +295,7 @@ impl Node {
     /// [`TeardownErrors`] with all that stayed.
     pub async fn down(&mut self) -> Result<(), TeardownErrors> {
         self.datapath = None;
+        self.invalidator.take_charge_of(None);
         self.devices.clear();
         let root = Path::new(PIN_ROOT);
         teardown::down(&self.netlink, &self.sysctls, &self.store, &self.state, root).await?;
@@ -266,4 +319,26 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// What is another about the underlay, for the log.
+fn underlay_news(old: &Config, new: &Config) -> String {
+    let mut words = Vec::new();
+    let name = &new.node.underlay;
+    if old.node.underlay_index != new.node.underlay_index {
+        words.push(format!("{name} is a new device"));
+    }
+    if old.node.underlay_mac != new.node.underlay_mac {
+        words.push(format!(
+            "{name} is at {}",
+            format_mac(new.node.underlay_mac)
+        ));
+    }
+    if old.node.address != new.node.address {
+        words.push(format!("this host is {}", new.node.address));
+    }
+    if old.overlay.mtu != new.overlay.mtu {
+        words.push(format!("containers' MTU is {}", new.overlay.mtu));
+    }
+    words.join(", ")
 }

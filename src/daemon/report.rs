@@ -2,6 +2,7 @@
 
 use super::{DaemonError, Node};
 use crate::{
+    coherence::Cause,
     container::{AddressError, ContainerError},
     control::{
         api::{CacheStatus, Flushed, HitRatio, PeerInfo, Stats, Status},
@@ -96,7 +97,7 @@ impl Node {
             return Err(self.no_fast_path());
         };
         let flows = datapath.flush().map_err(failed)?;
-        self.invalidate("the caches were flushed");
+        self.invalidate(Cause::Flush, "");
         Ok(Flushed { flows })
     }
 
@@ -106,7 +107,10 @@ impl Node {
             Some(datapath) => datapath.counters()?,
             None => Vec::new(),
         };
+        let (invalidations, since) = self.invalidator.counts();
         Ok(Stats {
+            invalidations,
+            invalidations_since_s: since.as_secs(),
             hit_ratio: HitRatio::of(&counters),
             counters,
             spoofed: source_guard::dropped().await?.unwrap_or(0),

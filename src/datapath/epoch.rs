@@ -1,8 +1,17 @@
 //! The epoch and the other settings that change while the programs run.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
 
-use oncache_abi::settings::Settings;
+use aya::maps::{Array, MapData};
+use oncache_abi::{
+    mark::MarkField,
+    settings::{MARK_REST, Settings},
+};
 
 use super::{Datapath, DatapathError, clock, map_error};
 
@@ -17,16 +26,90 @@ pub struct Tuning {
     pub fingerprint: u32,
 }
 
-impl Datapath {
+/// The shortest time between two epochs. Words of the caches have sixteen bits of the epoch: at
+/// this pace they come round after two minutes, and dead words are swept every minute
+/// ([`Datapath::sweep`]).
+const SPACING: Duration = Duration::from_millis(2);
+
+/// A handle to the settings in force. Its clones are one: whoever raises the epoch through one of
+/// them has raised it for all.
+#[derive(Clone)]
+pub struct Epoch(Arc<Mutex<Shared>>);
+
+struct Shared {
+    map: Array<MapData, Settings>,
+    /// How many bits of the epoch a mark holds.
+    mark_bits: u32,
+    raised: Option<Instant>,
+}
+
+impl Shared {
+    fn settings(&self) -> Result<Settings, DatapathError> {
+        self.map.get(&0, 0).map_err(map_error("read", "SETTINGS"))
+    }
+
+    fn store(&mut self, settings: Settings) -> Result<(), DatapathError> {
+        self.map
+            .set(0, settings, 0)
+            .map_err(map_error("write", "SETTINGS"))
+    }
+
+    /// Puts `other` in force with the next epoch.
+    fn raise(&mut self, other: Settings) -> Result<u32, DatapathError> {
+        if let Some(raised) = self.raised {
+            thread::sleep(SPACING.saturating_sub(raised.elapsed()));
+        }
+        let new = other.raised(clock::now(), self.mark_bits, MARK_REST);
+        if new.learn_from > clock::now() {
+            // Seen by every program that sees the epoch it is for.
+            self.store(Settings {
+                epoch: other.epoch,
+                ..new
+            })?;
+            wait_for_running_programs()?;
+        }
+        self.store(new)?;
+        self.raised = Some(Instant::now());
+        Ok(new.epoch)
+    }
+}
+
+impl Epoch {
+    pub(super) fn new(map: Array<MapData, Settings>, mark_mask: u32) -> Self {
+        Self(Arc::new(Mutex::new(Shared {
+            map,
+            mark_bits: MarkField::trusted(mark_mask).epoch_bits(),
+            raised: None,
+        })))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Shared) -> T) -> T {
+        // A panic between two stores leaves settings that were in force at some moment.
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The settings in force.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`] if the map can't be read.
     pub fn settings(&self) -> Result<Settings, DatapathError> {
-        self.settings
-            .get(&0, 0)
-            .map_err(map_error("read", "SETTINGS"))
+        self.with(|shared| shared.settings())
+    }
+
+    /// Makes everything learned so far dead for every packet that a program meets from now on. A
+    /// packet that a program is judging already may still pass: who must know that it has, calls
+    /// [`wait_for_running_programs`] afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`] if the map can't be written, [`DatapathError::Grace`] in the rare case
+    /// that a grace period is part of it.
+    pub fn raise(&self) -> Result<u32, DatapathError> {
+        self.with(|shared| {
+            let settings = shared.settings()?;
+            shared.raise(settings)
+        })
     }
 
     /// Puts `tuning` in force, and a new epoch if results were learned under another fingerprint.
@@ -35,27 +118,52 @@ impl Datapath {
     /// # Errors
     ///
     /// As [`Datapath::raise_epoch`].
-    pub fn tune(&mut self, tuning: &Tuning) -> Result<bool, DatapathError> {
-        let old = self.settings()?;
-        let new = Settings {
-            epoch: old.epoch,
-            lease: clock::to_ticks(tuning.lease),
-            port_min: tuning.ports.0,
-            port_max: tuning.ports.1,
-            fingerprint: tuning.fingerprint,
-        };
-        if new.fingerprint != old.fingerprint {
-            self.store(Settings {
-                epoch: old.epoch.wrapping_add(1),
-                ..new
-            })?;
-            wait_for_running_programs()?;
-            return Ok(true);
-        }
-        if new != old {
-            self.store(new)?;
-        }
-        Ok(false)
+    pub fn tune(&self, tuning: &Tuning) -> Result<bool, DatapathError> {
+        self.with(|shared| {
+            let old = shared.settings()?;
+            let new = Settings {
+                lease: clock::to_ticks(tuning.lease),
+                port_min: tuning.ports.0,
+                port_max: tuning.ports.1,
+                fingerprint: tuning.fingerprint,
+                ..old
+            };
+            if new.fingerprint != old.fingerprint {
+                shared.raise(new)?;
+                wait_for_running_programs()?;
+                return Ok(true);
+            }
+            if new != old {
+                shared.store(new)?;
+            }
+            Ok(false)
+        })
+    }
+}
+
+impl Datapath {
+    /// The handle to the settings, for who raises the epoch beside the owner of the data path.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch.clone()
+    }
+
+    /// The settings in force.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`] if the map can't be read.
+    pub fn settings(&self) -> Result<Settings, DatapathError> {
+        self.epoch.settings()
+    }
+
+    /// See [`Epoch::tune`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Datapath::raise_epoch`].
+    pub fn tune(&self, tuning: &Tuning) -> Result<bool, DatapathError> {
+        self.epoch.tune(tuning)
     }
 
     /// Makes everything learned so far dead. To be called after the change that it follows from;
@@ -64,27 +172,23 @@ impl Datapath {
     /// # Errors
     ///
     /// [`DatapathError::Map`] or [`DatapathError::Grace`].
-    pub fn raise_epoch(&mut self) -> Result<u32, DatapathError> {
-        let old = self.settings()?;
-        let epoch = old.epoch.wrapping_add(1);
-        self.store(Settings { epoch, ..old })?;
+    pub fn raise_epoch(&self) -> Result<u32, DatapathError> {
+        let epoch = self.epoch.raise()?;
         wait_for_running_programs()?;
         Ok(epoch)
     }
-
-    fn store(&mut self, settings: Settings) -> Result<(), DatapathError> {
-        self.settings
-            .set(0, settings, 0)
-            .map_err(map_error("write", "SETTINGS"))
-    }
 }
 
-/// Waits until every program that may have read the old epoch has ended.
+/// Waits until every program that may have read an epoch of before the call has ended.
 ///
 /// tc programs run in RCU read-side sections (net/core/dev.c, `sch_handle_ingress` under
 /// `netif_receive_skb`'s `rcu_read_lock`), and `MEMBARRIER_CMD_GLOBAL` waits for all of those
 /// (kernel/sched/membarrier.c calls `synchronize_rcu`).
-fn wait_for_running_programs() -> Result<(), DatapathError> {
+///
+/// # Errors
+///
+/// [`DatapathError::Grace`] where the kernel does not offer it.
+pub fn wait_for_running_programs() -> Result<(), DatapathError> {
     const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
     // SAFETY: the call takes three integers and touches no memory of ours.
     match unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } {

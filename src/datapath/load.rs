@@ -8,7 +8,7 @@ use aya::{
 };
 use oncache_abi::{reason::Program, settings::Constants};
 
-use super::{AttachMode, Datapath, DatapathError, classifier, map_error, pins};
+use super::{AttachMode, Datapath, DatapathError, Epoch, classifier, map_error, pins};
 
 /// The programs, built from `bpf/` (see `build.rs`). ELF sections are read at 8-byte alignment.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/oncache.bpf.o"));
@@ -56,7 +56,10 @@ impl Datapath {
         Ok(Self {
             root: root.to_owned(),
             mode,
-            settings: Array::try_from(take("SETTINGS")?).map_err(map_error(opened, "SETTINGS"))?,
+            epoch: Epoch::new(
+                Array::try_from(take("SETTINGS")?).map_err(map_error(opened, "SETTINGS"))?,
+                constants.mark_mask,
+            ),
             counters: PerCpuArray::try_from(take("COUNTERS")?)
                 .map_err(map_error(opened, "COUNTERS"))?,
             filter: HashMap::try_from(take("FILTER")?).map_err(map_error(opened, "FILTER"))?,

@@ -24,18 +24,18 @@ use std::{io, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfError,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
+    maps::{HashMap, MapData, MapError, PerCpuArray},
     programs::{ProgramError, SchedClassifier},
 };
 use oncache_abi::{
     cache::{HostHeaders, HostWord, LocalContainer},
     flow::{FilterWord, FlowKey},
     reason::Program,
-    settings::Settings,
 };
 use thiserror::Error;
 
 pub use attach::{AttachMode, Attachment};
+pub use epoch::Epoch;
 pub use load::Sizes;
 pub use test_run::{PacketContext, RunOutcome};
 
@@ -47,7 +47,7 @@ pub struct Datapath {
     root: PathBuf,
     mode: AttachMode,
     programs: Ebpf,
-    settings: Array<MapData, Settings>,
+    epoch: Epoch,
     counters: PerCpuArray<MapData, u64>,
     filter: HashMap<MapData, FlowKey, FilterWord>,
     egress_ip: HashMap<MapData, u32, HostWord>,

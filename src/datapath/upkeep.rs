@@ -4,7 +4,7 @@ use std::{collections::HashSet, net::Ipv4Addr};
 
 use aya::maps::{HashMap, MapData, MapError};
 use oncache_abi::{
-    cache::{HostHeaders, LocalContainer},
+    cache::{HostHeaders, LocalContainer, MacWord},
     flow::FlowKey,
 };
 
@@ -115,23 +115,51 @@ impl Datapath {
         Ok(flows)
     }
 
-    /// Removes flows that have been dead for `grace` ticks, and egress entries that no flow uses.
-    /// A dead entry costs nothing but its place; the grace keeps a flow that is about to renew its
+    /// Removes flows that have been dead for `grace` ticks, egress entries that no flow uses, and
+    /// whatever was learned in another epoch. The grace keeps a flow that is about to renew its
     /// lease from being removed while it does.
+    ///
+    /// A dead entry costs nothing but its place; but words have sixteen bits of the epoch, which
+    /// come round after 65,536 of them. Swept every minute, no word is there to see that
+    /// (`SPACING` in `epoch.rs`).
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`] if a map can't be written.
     pub fn sweep(&mut self, grace: u64) -> Result<usize, DatapathError> {
         let now = clock::now();
+        // Read first: what is learned in a later epoch meanwhile is removed with the dead, and
+        // learned again.
+        let epoch = self.settings()?.epoch;
+        self.sweep_words(epoch)?;
         let dead: HashSet<FlowKey> = entries(&self.filter)
             .into_iter()
-            .filter(|(_, word)| word.expiry() + grace < now)
+            .filter(|(_, word)| {
+                u32::from(word.epoch()) != epoch & 0xffff || word.expiry() + grace < now
+            })
             .map(|(flow, _)| flow)
             .collect();
         let removed = self.remove_flows(|flow| dead.contains(flow))?;
         self.sweep_egress()?;
         Ok(removed)
+    }
+
+    /// Removes what has no lease and was learned in another epoch than `epoch`.
+    fn sweep_words(&mut self, epoch: u32) -> Result<(), DatapathError> {
+        for (ip, word) in entries(&self.egress_ip) {
+            if word.host(ip, epoch).is_none() {
+                remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
+            }
+        }
+        for (ip, local) in entries(&self.ingress) {
+            let dead = |word: MacWord| word != MacWord(0) && !word.is_current(epoch);
+            if dead(local.destination) || dead(local.source) {
+                self.ingress
+                    .insert(ip, LocalContainer::unlearned(local.ifindex), 0)
+                    .map_err(map_error("write", "INGRESS"))?;
+            }
+        }
+        Ok(())
     }
 
     fn remove_flows(&mut self, chosen: impl Fn(&FlowKey) -> bool) -> Result<usize, DatapathError> {

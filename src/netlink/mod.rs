@@ -30,7 +30,7 @@ pub use facts::host_facts;
 pub use links::{Link, VethEnd, VxlanParameters};
 pub use neighbours::{FdbEntry, Neighbour};
 pub use routes::{MAIN_TABLE, ROUTE_PROTOCOL, Route, RouteFilter, RouteReach};
-pub use watch::{Event, Watch};
+pub use watch::{Event, LinkState, Watch};
 
 /// A link-layer address in transmission order.
 pub type Mac = [u8; 6];

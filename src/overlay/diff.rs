@@ -176,6 +176,9 @@ fn links(
     }
 }
 
+/// The least MTU of a device with IPv6 (RFC 8200, section 5).
+const IPV6_MIN_MTU: u32 = 1280;
+
 /// The devices' settings, before the devices go up. The namespace-wide one comes later.
 fn settings(
     steps: &mut Vec<Step>,
@@ -183,6 +186,9 @@ fn settings(
     observed: &Observed,
     created: &[bool; 2],
 ) {
+    // A device whose MTU is below the least of IPv6 has no settings for it (net/ipv6/addrconf.c,
+    // `addrconf_notify`).
+    let ipv6 = observed.ipv6 && wanted.bridge.mtu >= IPV6_MIN_MTU;
     for setting in wanted
         .settings
         .iter()
@@ -194,7 +200,7 @@ fn settings(
             .any(|(device, created)| *created && setting.key.contains(&format!("/{device}/")));
         // What was read belonged to a device that is being replaced.
         let value = observed.settings.get(&setting.key).filter(|_| !fresh);
-        if value == Some(&setting.value) || (setting.optional && !observed.ipv6) {
+        if value == Some(&setting.value) || (setting.optional && !ipv6) {
             continue;
         }
         steps.push(Step::Set {

@@ -72,6 +72,11 @@ pub fn on_a_bench<T: Send>(work: impl FnOnce(&mut Bench) -> T + Send) -> T {
             "ip link add {name} index {index} address {mac} type veth peer name {name}-end"
         ));
     }
+    place.sh(&format!(
+        "ip link add narrow index {} mtu {} type veth peer name narrow-end",
+        world::NARROW,
+        world::NARROW_MTU
+    ));
     place.enter(|| work(&mut Bench::load()))
 }
 
@@ -80,7 +85,7 @@ impl Bench {
         let root = Path::new(PIN_ROOT);
         let sizes = SIZES;
         let constants = world::constants();
-        let mut datapath = Datapath::load(root, &constants, sizes, AttachMode::Tcx)
+        let datapath = Datapath::load(root, &constants, sizes, AttachMode::Tcx)
             .expect("the programs load (root is needed)");
         let tuning = Tuning {
             lease: world::LEASE,

@@ -53,6 +53,11 @@ pub const DEVICES: [(&str, u32, [u8; 6]); 3] = [
     ("neighbour", NEIGHBOUR_DEVICE, GATEWAY_MAC),
 ];
 
+/// An underlay device that takes no more than [`NARROW_MTU`] bytes, and one that is not there.
+pub const NARROW: u32 = 21;
+pub const NARROW_MTU: u32 = 1400;
+pub const NOWHERE: u32 = 99;
+
 /// An epoch of more than sixteen bits, so that a comparison of too few or too many shows.
 pub const EPOCH: u32 = 0x0001_2345;
 pub const LEASE: Duration = Duration::from_secs(30);
@@ -296,6 +301,14 @@ pub fn headers() -> HostHeaders {
         epoch: EPOCH,
         ip_sum: u32::from(u16::from_ne_bytes(sum.to_be_bytes())),
         reserved: 0,
+    }
+}
+
+/// The same, to go by another device.
+pub fn headers_on(ifindex: u32) -> HostHeaders {
+    HostHeaders {
+        ifindex,
+        ..headers()
     }
 }
 

@@ -24,6 +24,7 @@ const GIVEN: [(Program, &[Reason]); 4] = [
             OtherProtocol,
             TcpState,
             OverMtu,
+            OverUnderlay,
             OutsideNetwork,
             NotGateway,
             SourceMismatch,

@@ -25,6 +25,13 @@ fn ip(edit: impl FnOnce(&mut [u8])) -> Frame {
     sent_udp(100).ip(IP, edit)
 }
 
+/// With the headers to the peer learned on another device.
+fn by(ifindex: u32, case: Case) -> Case {
+    case.given(|maps| {
+        maps.hosts.insert(key(PEER), headers_on(ifindex));
+    })
+}
+
 /// The MTU's worth of UDP payload.
 const FULL: usize = MTU as usize - 28;
 
@@ -82,6 +89,20 @@ fn unfit() -> Vec<Case> {
         case("segments over the MTU", sent_tcp(DATA, 3000).ip(IP, |_| ()))
             .aggregate(1411)
             .refused(OverMtu),
+        // Its headers were learned when the device was another, or its MTU larger.
+        by(NOWHERE, case("by a device that is gone", sent_udp(100))).refused(OverUnderlay),
+        by(
+            NARROW,
+            case("one byte over the device's MTU", sent_udp(1323)),
+        )
+        .refused(OverUnderlay),
+        by(NARROW, case("the device's MTU", sent_udp(1322))).hits_the_wire(),
+        by(
+            NARROW,
+            case("segments over the device's MTU", sent_tcp(DATA, 3000)),
+        )
+        .aggregate(1311)
+        .refused(OverUnderlay),
         case(
             "from an address that is no container's",
             ip(|ip| ip[15] = 9),

@@ -4,6 +4,8 @@
 //! encapsulation and decapsulation within one network namespace and is scrubbed at the crossing
 //! into another one (net/core/skbuff.c, `skb_scrub_packet`), so a container can't forge it.
 
+use crate::settings::Settings;
+
 /// Which program missed: bits of the field, counted from the mask's lowest bit.
 pub const EGRESS_MISS: u32 = 1 << 0;
 /// See [`EGRESS_MISS`].
@@ -15,6 +17,19 @@ pub const EPOCH_SHIFT: u32 = 3;
 /// The least width of a mask: three flags and five bits of the epoch. An epoch that wraps in fewer
 /// steps could come round while a packet waits in a queue of the slow path.
 pub const MIN_WIDTH: u32 = 8;
+
+/// What an init program makes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lesson {
+    /// The other program missed, or none: nothing to do with this one.
+    NotOurs,
+    /// The slow path did not find its flow established.
+    NotEstablished,
+    /// It missed in another epoch, or epochs follow each other too fast to tell.
+    Stale,
+    /// The slow path passed it by the rules of the epoch.
+    Learn,
+}
 
 /// The mark field: a contiguous run of bits of `skb->mark`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +106,27 @@ impl MarkField {
             == self.place(epoch << EPOCH_SHIFT) >> (self.shift() + EPOCH_SHIFT)
     }
 
+    /// How many of the epoch's low bits a mark holds.
+    pub const fn epoch_bits(self) -> u32 {
+        self.mask.count_ones() - EPOCH_SHIFT
+    }
+
+    /// What may be learned from a packet with this `mark` by the init program whose own miss is
+    /// `miss`, at tick `now`. `settings` is one reading: what is learned is of its epoch, and a
+    /// later reading could be of an epoch whose rules the packet has not seen.
+    #[inline(always)]
+    pub const fn lesson(self, mark: u32, miss: u32, settings: &Settings, now: u64) -> Lesson {
+        if !self.has_missed(mark, miss) {
+            Lesson::NotOurs
+        } else if !self.is_established(mark) {
+            Lesson::NotEstablished
+        } else if !self.is_of_epoch(mark, settings.epoch) || now < settings.learn_from {
+            Lesson::Stale
+        } else {
+            Lesson::Learn
+        }
+    }
+
     /// The bits that say that any program missed, for the netfilter rule.
     pub const fn miss_bits(self) -> u32 {
         self.place(EGRESS_MISS | INGRESS_MISS)
@@ -147,6 +183,28 @@ mod tests {
         // Nine bits are left for the epoch in the default mask.
         assert!(field().is_of_epoch(mark, 0x1234 + 512));
         assert!(!field().is_of_epoch(mark, 0x1234 + 256));
+    }
+
+    #[test]
+    fn a_lesson_takes_the_own_miss_established_in_this_epoch() {
+        let settings = Settings {
+            epoch: 0x1234,
+            lease: 1,
+            port_min: 0,
+            port_max: 0,
+            fingerprint: 0,
+            learn_from: 100,
+            half_began: 0,
+        };
+        let missed = field().missed(0, EGRESS_MISS, 0x1234);
+        let mark = missed | field().established_bit();
+        let lesson = |mark, miss, now| field().lesson(mark, miss, &settings, now);
+        assert_eq!(lesson(mark, EGRESS_MISS, 100), Lesson::Learn);
+        assert_eq!(lesson(mark, INGRESS_MISS, 100), Lesson::NotOurs);
+        assert_eq!(lesson(missed, EGRESS_MISS, 100), Lesson::NotEstablished);
+        assert_eq!(lesson(mark, EGRESS_MISS, 99), Lesson::Stale);
+        let old = field().missed(0, EGRESS_MISS, 0x1233) | field().established_bit();
+        assert_eq!(lesson(old, EGRESS_MISS, 100), Lesson::Stale);
     }
 
     #[test]

@@ -130,6 +130,8 @@ reasons! {
     StaleMark = "stale-mark",
     /// a kernel helper failed
     HelperFailed = "helper-failed",
+    /// larger, with its outer headers, than the underlay device's MTU, or that device is gone
+    OverUnderlay = "over-underlay",
 }
 
 #[cfg(test)]

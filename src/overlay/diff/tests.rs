@@ -115,6 +115,20 @@ fn an_empty_host_gets_everything_in_order() {
 }
 
 #[test]
+fn devices_too_small_for_ipv6_are_not_asked_to_disable_it() {
+    let mut wanted = wanted();
+    wanted.bridge.mtu = 1250;
+    wanted.vxlan.mtu = 1250;
+    let mut observed = settled(&wanted);
+    edit(&mut observed.bridge, |link| link.mtu = 1250);
+    edit(&mut observed.vxlan, |link| link.mtu = 1250);
+    observed
+        .settings
+        .retain(|key, _| !key.starts_with("net/ipv6"));
+    assert_eq!(diff(&wanted, &observed), []);
+}
+
+#[test]
 fn a_kernel_without_ipv6_is_not_asked_to_disable_it() {
     let steps = mend(|host| {
         host.ipv6 = false;

@@ -29,6 +29,7 @@ mod counters;
 mod daemon;
 mod frame;
 mod host;
+mod invalidations;
 mod lab;
 mod namespace;
 mod process;

@@ -1,0 +1,158 @@
+//! Raising the epoch, by whoever has a cause: the node after what it has done itself, and the
+//! watcher as soon as the kernel tells of somebody else's change. Neither waits for the other's work.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tracing::{error, info};
+
+use crate::{
+    coherence::{Cause, CauseCount, CauseCounts, Scope},
+    datapath::{DatapathError, Epoch, epoch::wait_for_running_programs},
+};
+
+/// How many causes of one new epoch are named in the log.
+const NAMED: usize = 4;
+
+/// A handle; its clones are one.
+#[derive(Clone)]
+pub struct Invalidator(Arc<Mutex<Shared>>);
+
+struct Shared {
+    /// None where there is no fast path: nothing is learned, and nothing has to die.
+    epoch: Option<Epoch>,
+    scope: Arc<Scope>,
+    counts: CauseCounts,
+    since: Instant,
+    failure: Option<String>,
+}
+
+impl Default for Invalidator {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Shared {
+            epoch: None,
+            scope: Arc::default(),
+            counts: CauseCounts::default(),
+            since: Instant::now(),
+            failure: None,
+        })))
+    }
+}
+
+impl Invalidator {
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts this epoch in charge, before any program of its data path is attached.
+    pub(super) fn take_charge_of(&self, epoch: Option<Epoch>) {
+        self.lock().epoch = epoch;
+    }
+
+    /// What cached results depend on from now on.
+    pub(super) fn set_scope(&self, scope: Scope) {
+        self.lock().scope = Arc::new(scope);
+    }
+
+    pub(super) fn scope(&self) -> Arc<Scope> {
+        self.lock().scope.clone()
+    }
+
+    /// Raises the epoch for causes with their objects (empty if the cause says it all). A packet
+    /// that a program is judging already may still pass when this returns.
+    ///
+    /// # Errors
+    ///
+    /// As [`Epoch::raise`]. What can't be invalidated must not be used: see
+    /// [`Invalidator::take_failure`].
+    pub(super) fn raise(&self, causes: &[(Cause, String)]) -> Result<(), DatapathError> {
+        let mut shared = self.lock();
+        let Some(epoch) = &shared.epoch else {
+            return Ok(());
+        };
+        match epoch.raise() {
+            Ok(epoch) => {
+                for (cause, _) in causes {
+                    shared.counts.add(*cause);
+                }
+                drop(shared);
+                info!("epoch {epoch}: {}", line(causes));
+                Ok(())
+            }
+            Err(reason) => {
+                error!("raise the epoch ({}): {reason}", line(causes));
+                shared.failure = Some(reason.to_string());
+                Err(reason)
+            }
+        }
+    }
+
+    /// As [`Invalidator::raise`]; when it returns, no packet is judged by the old state any more.
+    pub(super) fn raise_and_wait(&self, cause: Cause, object: &str) {
+        if self.raise(&[(cause, object.to_owned())]).is_ok()
+            && self.lock().epoch.is_some()
+            && let Err(reason) = wait_for_running_programs()
+        {
+            error!("raise the epoch ({cause}): {reason}");
+            self.lock().failure = Some(reason.to_string());
+        }
+    }
+
+    /// Counts an epoch that was raised with other settings.
+    pub(super) fn count(&self, cause: Cause) {
+        self.lock().counts.add(cause);
+    }
+
+    /// Why the epoch could not be raised, once.
+    pub(super) fn take_failure(&self) -> Option<String> {
+        self.lock().failure.take()
+    }
+
+    /// How often each cause has raised the epoch, and for how long that was counted.
+    pub(super) fn counts(&self) -> (Vec<CauseCount>, Duration) {
+        let shared = self.lock();
+        (shared.counts.list(), shared.since.elapsed())
+    }
+}
+
+fn line(causes: &[(Cause, String)]) -> String {
+    let named = causes.iter().take(NAMED).map(|(cause, object)| {
+        if object.is_empty() {
+            cause.to_string()
+        } else {
+            format!("{cause}: {object}")
+        }
+    });
+    let mut words: Vec<String> = named.collect();
+    if let Some(more) = causes.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        words.push(format!("and {more} more changes"));
+    }
+    words.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_names_causes_and_objects_but_not_hundreds() {
+        let route = |last: u8| (Cause::Route, format!("10.42.{last}.0/24"));
+        let both = [(Cause::Ruleset, String::new()), route(2)];
+        assert_eq!(
+            line(&both),
+            "the nftables ruleset changed; a route changed: 10.42.2.0/24"
+        );
+        let many: Vec<_> = (0..200).map(route).collect();
+        assert!(line(&many).ends_with("10.42.3.0/24; and 196 more changes"));
+    }
+
+    #[test]
+    fn without_a_fast_path_nothing_is_raised_nor_counted() {
+        let invalidator = Invalidator::default();
+        invalidator.raise_and_wait(Cause::Flush, "");
+        assert_eq!(invalidator.counts().0, []);
+        assert_eq!(invalidator.take_failure(), None);
+    }
+}

@@ -1,0 +1,8 @@
+//! A model checker of learning and invalidation: [`explore()`] tries every schedule of a
+//! [`Scenario`], and the tests say which promises no schedule may break.
+
+mod explore;
+mod model;
+
+pub use explore::{Outcome, explore};
+pub use model::{Call, Flaw, Scenario};
