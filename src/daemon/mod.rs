@@ -8,6 +8,7 @@ mod containers;
 mod fast_path;
 mod lock;
 mod node;
+mod policy;
 mod report;
 mod signals;
 pub mod teardown;
@@ -41,6 +42,7 @@ use crate::{
     datapath::DatapathError,
     netlink::{Event, Netlink, NetlinkError, Watch, host_facts},
     overlay::{nftables::TableError, reconcile::ReconcileErrors, sysctl::SysctlError},
+    policy::kernel::PolicyError,
     probe::{Finding, Roots, probe},
     state::{StateError, Store},
 };
@@ -92,6 +94,9 @@ pub enum DaemonError {
     /// Source validation.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// The network policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// A container.
     #[error(transparent)]
     Container(#[from] ContainerError),

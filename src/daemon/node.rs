@@ -6,6 +6,7 @@ use tracing::{error, info};
 
 use super::{
     DaemonError,
+    policy::PolicyTables,
     teardown::{self, TeardownErrors},
 };
 use crate::{
@@ -39,6 +40,8 @@ pub struct Node {
     pub(super) datapath: Option<Datapath>,
     /// Why the fast path is off though it is configured.
     pub(super) fast_path_failure: Option<String>,
+    /// What is known of the tables of the network policy.
+    pub(super) policy_tables: PolicyTables,
     /// The last failure of a reconciliation: said once, not every few seconds.
     last_failure: Option<String>,
 }
@@ -61,6 +64,7 @@ impl Node {
             overlay_devices: Vec::new(),
             datapath: None,
             fast_path_failure: None,
+            policy_tables: PolicyTables::default(),
             last_failure: None,
         })
     }
@@ -97,7 +101,8 @@ impl Node {
             self.state.tcp_be_liberal = self.sysctls.tcp_be_liberal()?;
         }
         self.store.save(&self.state)?;
-        let changed = self.mend_overlay().await?;
+        let mut changed = self.mend_overlay().await?;
+        changed |= self.start_policy().await?;
         if let Some(former) = self.state.underlay.clone()
             && former != self.config.node.underlay
         {
@@ -131,6 +136,11 @@ impl Node {
             if let Err(reason) = self.mend_overlay().await {
                 error!("return to the old configuration: {reason}");
             }
+            if let Err(reason) = self.mend_policy().await {
+                error!("return to the old policy: {reason}");
+            }
+            // Part of it may have been in force.
+            self.invalidate("the configuration was put back");
             return Err(failure);
         }
         self.start_fast_path();
@@ -141,6 +151,7 @@ impl Node {
     /// Brings slow path and containers from the configuration `old` to the present one.
     async fn take_over(&mut self, old: &Config) -> Result<(), DaemonError> {
         self.mend_overlay().await?;
+        self.mend_policy().await?;
         self.adopt_containers().await?;
         if old.node.underlay != self.config.node.underlay {
             self.leave_underlay(&old.node.underlay).await;
@@ -170,7 +181,10 @@ impl Node {
     }
 
     async fn try_reconcile(&mut self) -> Result<bool, DaemonError> {
-        let mut changed = self.mend_overlay().await?;
+        // Rules are mended even where a device can't be.
+        let overlay = self.mend_overlay().await;
+        let policy = self.mend_policy().await;
+        let mut changed = overlay? | policy?;
         changed |= self.mend_containers().await?;
         self.mend_attachments()?;
         self.tune_fast_path()?;

@@ -74,6 +74,13 @@ impl Node {
             Request::Flush(answer) => {
                 let _ = answer.send(self.flush());
             }
+            Request::Policy(answer) => {
+                let _ = answer.send(self.policy().await.map_err(failed));
+            }
+            Request::ApplyPolicy(policy, answer) => {
+                let applied = self.apply_policy(policy.rules).await;
+                let _ = answer.send(applied.map_err(|error| refusal(&error)));
+            }
             Request::Down(answer) => {
                 let _ = answer.send(self.down().await.map_err(failed));
             }
