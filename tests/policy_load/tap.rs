@@ -174,7 +174,12 @@ pub fn crossed_after(moment: Duration, sender: &[Seen], receiver: &[Seen]) -> (u
     (sent.len(), arrived.count())
 }
 
-fn set<T>(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, value: T) -> io::Result<()> {
+fn set<T: Copy>(
+    socket: &OwnedFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: T,
+) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
     // SAFETY: the pointer and the length describe `value`, which lives through the call.
     let done = unsafe {
