@@ -132,6 +132,9 @@ fn rules_stop_what_they_name_and_nothing_else() {
     let far = beta.add_container("far");
     let near_host = gateway(alpha);
     let far_host = gateway(beta);
+    // Beyond the masquerade: the other host's underlay address.
+    alpha.set_sysctl("net.ipv4.conf.eth1.forwarding", "1");
+    let outside = beta.as_container();
     for (what, host, from, to) in [
         ("at the sender's host", alpha, &one, &far),
         ("at the receiver's host", beta, &one, &far),
@@ -139,6 +142,7 @@ fn rules_stop_what_they_name_and_nothing_else() {
         ("container to host", alpha, &one, &near_host),
         ("host to container", alpha, &near_host, &one),
         ("container to the other host", beta, &one, &far_host),
+        ("container to the world outside", alpha, &one, &outside),
     ] {
         let tried = try_cases(what, host, from, to);
         println!("{what}: {tried} flows as the rules say");

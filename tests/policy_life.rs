@@ -459,6 +459,16 @@ fn a_thousand_rules_are_applied_in_reasonable_time() {
          {added:?}, cleared in {:?}",
         began.elapsed()
     );
+    let path = alpha.write_file("rules.toml", &rule("deny", &[]).repeat(2001));
+    let said = refused(
+        alpha,
+        &["policy", "apply", path.to_str().expect("a path of ours")],
+    );
+    assert!(
+        said.contains("2001 rules") && said.contains("at most 2000"),
+        "{said}"
+    );
+    assert!(listed(alpha).is_empty());
     assert!(applied < Duration::from_secs(15), "{applied:?}");
     assert!(added < Duration::from_secs(20), "{added:?}");
 }

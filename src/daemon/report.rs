@@ -9,6 +9,7 @@ use crate::{
     },
     datapath::{DatapathError, clock},
     overlay::source_guard,
+    policy::kernel::PolicyError,
     probe::{Roots, probe},
 };
 
@@ -35,6 +36,7 @@ fn refusal(error: &DaemonError) -> Refusal {
             | ContainerError::Namespace(_) => RefusalKind::Bad,
             ContainerError::Netlink { .. } => RefusalKind::Failed,
         },
+        DaemonError::Policy(PolicyError::TooMany(_) | PolicyError::Rule { .. }) => RefusalKind::Bad,
         _ => RefusalKind::Failed,
     };
     Refusal {

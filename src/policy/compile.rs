@@ -248,7 +248,7 @@ fn matches(rule: &Rule, view: View, locals: &Locals) -> Option<Vec<Value>> {
     Some(statements)
 }
 
-/// Ports as an anonymous set. nft refuses a set whose ranges overlap.
+/// Ports as an anonymous set, which nft refuses if ranges overlap; one alone needs no set.
 fn port_set(ports: &[PortRange]) -> Value {
     let mut sorted = ports.to_vec();
     sorted.sort();
@@ -261,14 +261,17 @@ fn port_set(ports: &[PortRange]) -> Value {
             _ => merged.push((range.first(), range.last())),
         }
     }
-    let elements: Vec<Value> = merged
+    let mut elements: Vec<Value> = merged
         .into_iter()
         .map(|(first, last)| match first == last {
             true => json!(first),
             false => json!({ "range": [first, last] }),
         })
         .collect();
-    json!({ "set": elements })
+    match elements.len() {
+        1 => elements.remove(0),
+        _ => json!({ "set": elements }),
+    }
 }
 
 fn equal(left: &Value, right: &Value) -> Value {

@@ -14,6 +14,9 @@ use crate::overlay::nftables::one_line;
 
 /// The families that have a table of the policy.
 const FAMILIES: [&str; 2] = ["inet", "bridge"];
+/// More rules than this, of both origins, are refused: nft's time grows faster than their number, and
+/// the daemon does nothing else meanwhile.
+pub const MAX_RULES: usize = 2000;
 /// There where the bridge can hand packets to the hooks of `inet` (net/bridge/br_netfilter_hooks.c),
 /// below /proc/sys.
 const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
@@ -44,6 +47,11 @@ pub enum PolicyError {
         /// nft's own words.
         reason: String,
     },
+    /// More than [`MAX_RULES`].
+    #[error(
+        "network policy: {0} rules, of the configuration and of run time together; at most {MAX_RULES} can be in force: name networks instead of addresses and several ports in one rule; the rules in force are unchanged"
+    )]
+    TooMany(usize),
     /// nft's output is not what it should be.
     #[error("list table {TABLE}: {0}")]
     Listing(#[from] serde_json::Error),
@@ -94,6 +102,9 @@ pub async fn reconcile(
 ) -> Result<bool, PolicyError> {
     if rules.is_empty() {
         return remove().await;
+    }
+    if rules.len() > MAX_RULES {
+        return Err(PolicyError::TooMany(rules.len()));
     }
     let tables = compile(rules, locals, same_host);
     let [inet, bridge] = FAMILIES;
