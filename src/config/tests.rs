@@ -144,7 +144,12 @@ fn the_least_file_takes_its_defaults_from_the_host() {
 #[test]
 fn the_example_is_the_good_file() {
     let example = include_str!("../../docs/config.example.toml");
-    let example = parse_text(example).unwrap().resolve(&facts()).unwrap();
+    let mut example = parse_text(example).unwrap().resolve(&facts()).unwrap();
+    let rules: Vec<String> = example.policy.drain(..).map(|it| it.to_string()).collect();
+    assert_eq!(
+        rules,
+        ["deny from 10.42.1.7/32 to 10.42.2.0/24 tcp 5432,8000-8100"]
+    );
     assert_eq!(
         example,
         parse_text(GOOD).unwrap().resolve(&facts()).unwrap()
