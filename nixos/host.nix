@@ -16,11 +16,13 @@ rec {
   ];
 
   # What the kernel would load on demand, here for hosts that lock that (security.lockKernelModules), and
-  # for those that probe before: nf_conntrack has the setting that oncache looks for.
+  # for those that probe before: nf_conntrack has the setting that oncache looks for. nf_conntrack_bridge lets the
+  # network policy judge packets between containers of one host.
   kernelModules = [
     "bridge"
     "cls_bpf"
     "nf_conntrack"
+    "nf_conntrack_bridge"
     "nf_tables"
     "nft_chain_nat"
     "nft_ct"

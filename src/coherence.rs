@@ -40,7 +40,8 @@ pub fn effective_lease(configured: Duration, conntrack_timeouts: &[u64]) -> Dura
 /// another (32 bits; never zero, which is what fresh maps hold).
 #[must_use]
 pub fn fingerprint(config: &Config) -> u32 {
-    // The lease and the sizes bind nothing that was learned.
+    // The lease and the sizes bind nothing that was learned; a change of the policy raises the epoch
+    // by itself.
     let bound = (
         &config.node,
         &config.overlay,

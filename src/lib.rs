@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod netlink;
 pub mod overlay;
+pub mod policy;
 pub mod probe;
 pub mod stable_hash;
 pub mod state;

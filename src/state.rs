@@ -15,6 +15,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::config::Rule;
+
 /// Format of the file. A file of another one is refused rather than guessed at.
 const VERSION: u32 = 1;
 const FILE: &str = "state.json";
@@ -35,6 +37,9 @@ pub struct State {
     pub clsact: Vec<String>,
     /// Underlay device whose hooks carry the programs.
     pub underlay: Option<String>,
+    /// The run-time rules of the network policy, in order.
+    #[serde(default)]
+    pub policy: Vec<Rule>,
 }
 
 /// A container's place in the overlay.
@@ -63,6 +68,7 @@ impl Default for State {
             tcp_be_liberal: None,
             clsact: Vec::new(),
             underlay: None,
+            policy: Vec::new(),
         }
     }
 }
@@ -201,6 +207,15 @@ mod tests {
         assert_eq!(store.load().unwrap(), state);
         store.remove().unwrap();
         store.remove().unwrap();
+        assert_eq!(store.load().unwrap(), State::default());
+    }
+
+    #[test]
+    fn a_file_from_before_the_policy_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = r#"{"version":1,"containers":{},"last_address":null,"tcp_be_liberal":null,"clsact":[],"underlay":null}"#;
+        fs::write(directory.path().join(FILE), text).unwrap();
+        let store = Store::new(directory.path().to_owned());
         assert_eq!(store.load().unwrap(), State::default());
     }
 

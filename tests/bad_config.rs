@@ -76,7 +76,10 @@ const FAULTS: &[Fault] = &[
     fault("port of 17 bits", ("port = 4789", "port = 65536"), "port = 65536", ["\"65536\"", "a UDP port"]),
     fault("way to attach", ("", "attach = \"xdp\""), "xdp", ["\"xdp\"", "no way to attach"]),
     fault("name with a line's end", ("name = \"alpha\"", "name = \"al\\npha\""), "name = \"al", ["\"al\\npha\"", "must not contain"]),
-    fault("policy", ("", "[[policy]]\naction = \"deny\""), "[[policy]]", ["policy", "not supported by this version"]),
+    fault("policy without action", ("", "[[policy]]\nfrom = \"web\""), "[[policy]]", ["policy.action", "missing"]),
+    fault("policy's network", ("", "[[policy]]\naction = \"deny\"\nto = \"10.42.1.7/24\""), "to = ", ["\"10.42.1.7/24\"", "write 10.42.1.0/24"]),
+    fault("policy's port", ("", "[[policy]]\naction = \"deny\"\nprotocol = \"udp\"\nports = [\n53,\n0,\n]"), "0,", ["policy.ports \"0\"", "0 is no port"]),
+    fault("policy's protocol", ("", "[[policy]]\naction = \"deny\"\nprotocol = \"sctp\""), "sctp", ["\"sctp\"", "no protocol that rules know"]),
     fault("metrics", ("", "[metrics]\nlisten = \"127.0.0.1:9469\""), "[metrics]", ["metrics", "not supported by this version"]),
 ];
 

@@ -4,6 +4,7 @@ mod cache;
 mod check;
 mod container;
 mod down;
+mod policy;
 mod run;
 mod stats;
 mod status;
@@ -56,6 +57,9 @@ enum Command {
     /// Show or flush the caches
     #[command(subcommand)]
     Cache(cache::Cache),
+    /// Apply, list and clear the run-time rules of the network policy
+    #[command(subcommand)]
+    Policy(policy::Policy),
     /// Show packet counters by program and reason
     Stats(stats::Stats),
     /// Remove every trace from the host
@@ -102,6 +106,7 @@ async fn run_command(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Status(command) => command.run(&client).await?,
         Command::Container(command) => command.run(&client).await?,
         Command::Cache(command) => command.run(&client).await?,
+        Command::Policy(command) => command.run(&client).await?,
         Command::Stats(command) => command.run(&client).await?,
         Command::Down(command) => {
             command

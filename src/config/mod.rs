@@ -15,7 +15,9 @@ mod consistency;
 mod facts;
 mod fault;
 mod mark_mask;
+mod policy;
 mod resolve;
+mod rule;
 mod schema;
 mod table;
 #[cfg(test)]
@@ -25,7 +27,9 @@ mod value;
 pub use facts::{DeviceFacts, HostFacts};
 pub use fault::{ConfigError, ConfigErrors};
 pub use mark_mask::{MarkMask, MarkMaskError};
+pub use policy::{parse_policy, read_policy};
 pub use resolve::VXLAN_OVERHEAD;
+pub use rule::{Action, Party, PortRange, Protocol, Rule, RuleError, port_list};
 pub use schema::{ConfigFile, parse};
 pub use value::check_name;
 
@@ -40,6 +44,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// The fast path.
     pub cache: Cache,
+    /// The network policy, in the order of the file.
+    pub policy: Vec<Rule>,
 }
 
 /// This host on the underlay.

@@ -59,6 +59,7 @@ impl ConfigFile {
             },
             peers: peers.collect(),
             cache: self.cache.clone(),
+            policy: self.policy.clone(),
         }
     }
 

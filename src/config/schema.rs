@@ -11,6 +11,8 @@ use super::consistency::{
     check_outside_overlay, check_overlay, check_own_address, check_own_name, check_peers,
 };
 use super::fault::{ConfigErrors, Faults, refuse};
+use super::policy::read_rules;
+use super::rule::Rule;
 use super::table::{At, LineIndex, Table};
 use super::value::{self, Mtu};
 use super::{Attach, Cache, MarkMask};
@@ -23,6 +25,7 @@ pub struct ConfigFile {
     pub(super) overlay: OverlaySection,
     pub(super) peers: Vec<PeerSection>,
     pub(super) cache: Cache,
+    pub(super) policy: Vec<Rule>,
 }
 
 /// `[node]`; what is absent comes from the host.
@@ -75,6 +78,18 @@ pub(super) struct PeerDraft {
 /// Every fault found. If the text is not TOML, only the faults of syntax: the values that a broken
 /// text seems to hold are guesses.
 pub fn parse(path: &Path, text: &str) -> Result<ConfigFile, ConfigErrors> {
+    with_document(path, text, |file, faults| read_file(path, file, faults))
+}
+
+/// Parses `text` as TOML and lets `read` look at it, which leaves a fault wherever it returns none.
+///
+/// # Errors
+/// Every fault found; only those of syntax if there are any.
+pub(super) fn with_document<T>(
+    path: &Path,
+    text: &str,
+    read: impl FnOnce(&Table<'_>, &mut Faults) -> Option<T>,
+) -> Result<T, ConfigErrors> {
     let mut faults = Faults::new(path);
     let lines = LineIndex::new(text);
     let (document, syntax_errors) = DeTable::parse_recoverable(text);
@@ -82,46 +97,44 @@ pub fn parse(path: &Path, text: &str) -> Result<ConfigFile, ConfigErrors> {
     if !faults.is_empty() {
         return Err(faults.into_errors());
     }
-
-    let file = Table::file(document.get_ref(), &lines);
-    file.refuse_unknown(
-        &["node", "overlay", "peers", "cache", "policy", "metrics"],
-        &mut faults,
-    );
-    refuse_unsupported(&file, &mut faults);
-    let node = read_node(&file, &mut faults);
-    let overlay = read_overlay(&file, &mut faults);
-    let peers = read_peers(&file, &mut faults);
-    let cache = read_cache(&file, &mut faults);
-
-    check_overlay(&overlay, &mut faults);
-    check_peers(&peers, &overlay, &mut faults);
-    if let Some(name) = &node.name {
-        let names = peers.iter().filter_map(|peer| peer.name.as_ref());
-        check_own_name(&name.value, names, &mut faults);
-    }
-    if let Some(address) = &node.address {
-        check_outside_overlay(
-            "node.address",
-            address,
-            overlay.network.as_ref(),
-            &mut faults,
-        );
-        let addresses = peers.iter().filter_map(|peer| peer.address.as_ref());
-        check_own_address(address.value, "node.address", addresses, &mut faults);
-    }
-
-    // Whatever could not be read has left a fault, so one test would do; the compiler wants both.
-    match (complete_overlay(overlay), complete_peers(peers)) {
-        (Some(overlay), Some(peers)) if faults.is_empty() => Ok(ConfigFile {
-            file: path.to_owned(),
-            node,
-            overlay,
-            peers,
-            cache,
-        }),
+    match read(&Table::file(document.get_ref(), &lines), &mut faults) {
+        Some(value) if faults.is_empty() => Ok(value),
         _ => Err(faults.into_errors()),
     }
+}
+
+fn read_file(path: &Path, file: &Table<'_>, faults: &mut Faults) -> Option<ConfigFile> {
+    file.refuse_unknown(
+        &["node", "overlay", "peers", "cache", "policy", "metrics"],
+        faults,
+    );
+    refuse_unsupported(file, faults);
+    let node = read_node(file, faults);
+    let overlay = read_overlay(file, faults);
+    let peers = read_peers(file, faults);
+    let cache = read_cache(file, faults);
+    let policy = read_rules(file, faults);
+
+    check_overlay(&overlay, faults);
+    check_peers(&peers, &overlay, faults);
+    if let Some(name) = &node.name {
+        let names = peers.iter().filter_map(|peer| peer.name.as_ref());
+        check_own_name(&name.value, names, faults);
+    }
+    if let Some(address) = &node.address {
+        check_outside_overlay("node.address", address, overlay.network.as_ref(), faults);
+        let addresses = peers.iter().filter_map(|peer| peer.address.as_ref());
+        check_own_address(address.value, "node.address", addresses, faults);
+    }
+    // Whatever could not be read has left a fault.
+    Some(ConfigFile {
+        file: path.to_owned(),
+        node,
+        overlay: complete_overlay(overlay)?,
+        peers: complete_peers(peers)?,
+        cache,
+        policy,
+    })
 }
 
 /// Notes the first syntax error of each line; the parser finds others where it took up again.
@@ -144,14 +157,8 @@ fn refuse_syntax(errors: &[SyntaxError], text: &str, lines: &LineIndex, faults: 
     }
 }
 
-/// Refuses what the file format has and this version has not. To ignore it would be worse: a host
-/// whose policy is silently not applied lets through what its owner forbade.
+/// Refuses what the file format has and this version has not, rather than ignore it.
 fn refuse_unsupported(file: &Table<'_>, faults: &mut Faults) {
-    let policy = refuse(
-        "network policy is not supported by this version",
-        "remove it",
-    );
-    file.refuse_present("policy", &policy, faults);
     let metrics = refuse(
         "the metrics listener is not supported by this version",
         "remove it",

@@ -119,6 +119,41 @@ impl<'a> Table<'a> {
         tables
     }
 
+    /// The elements of the array under `key` as `read` understands them, with the line of the key;
+    /// `None` if it is absent or, with a fault, no array. A wrong element leaves a fault on its own
+    /// line.
+    pub(super) fn list<T>(
+        &self,
+        key: &str,
+        example: &str,
+        read: impl Fn(&DeValue<'_>) -> Result<T, Refusal>,
+        faults: &mut Faults,
+    ) -> Option<At<Vec<T>>> {
+        let (line, value) = self.find(key)?;
+        let DeValue::Array(elements) = value.get_ref() else {
+            let refusal = refuse("must be an array", format!("write {example}"));
+            self.refuse(line, key, value.get_ref(), &refusal, faults);
+            return None;
+        };
+        let mut list = Vec::new();
+        for element in elements.iter() {
+            match read(element.get_ref()) {
+                Ok(value) => list.push(value),
+                Err(refusal) => {
+                    let line = self.lines.line_of(element.span().start);
+                    self.refuse(line, key, element.get_ref(), &refusal, faults);
+                }
+            }
+        }
+        // With a fault noted, whether the rest is empty is no matter.
+        (list.len() == elements.len()).then_some(At { value: list, line })
+    }
+
+    /// Whether `key` is there at all.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.find(key).is_some()
+    }
+
     /// A fault for every key that is not among `valid`.
     pub(super) fn refuse_unknown(&self, valid: &[&str], faults: &mut Faults) {
         for (key, value) in self.entries {

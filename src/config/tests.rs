@@ -119,6 +119,7 @@ fn a_good_file_resolves_to_what_it_says() {
             mark_mask: MarkMask::default(),
             attach: Attach::Auto,
         },
+        policy: vec![],
     };
     assert_eq!(config, expected);
     assert_eq!(config.overlay.gateway(), Ipv4Addr::new(10, 42, 1, 1));
@@ -143,7 +144,12 @@ fn the_least_file_takes_its_defaults_from_the_host() {
 #[test]
 fn the_example_is_the_good_file() {
     let example = include_str!("../../docs/config.example.toml");
-    let example = parse_text(example).unwrap().resolve(&facts()).unwrap();
+    let mut example = parse_text(example).unwrap().resolve(&facts()).unwrap();
+    let rules: Vec<String> = example.policy.drain(..).map(|it| it.to_string()).collect();
+    assert_eq!(
+        rules,
+        ["deny from 10.42.1.7/32 to 10.42.2.0/24 tcp 5432,8000-8100"]
+    );
     assert_eq!(
         example,
         parse_text(GOOD).unwrap().resolve(&facts()).unwrap()
@@ -229,7 +235,21 @@ fn faults_of_the_text() {
         ("unclosed string", "name = \"beta\"", "name = \"beta", 12, "not valid TOML: "),
         ("duplicate key", "vni = 42", "vni = 42\nvni = 43", 9, "not valid TOML: duplicate key"),
         ("node no table", "[node]\nname = \"alpha\"\nunderlay = \"eth1\"\naddress = \"192.168.50.11\"", "node = \"alpha\"", 1, "node \"alpha\": must be a table; write [node]"),
-        ("policy", "[cache]", "[[policy]]\naction = \"deny\"\n[cache]", 19, "policy: network policy is not supported by this version; remove it"),
+        ("policy no tables", "[cache]", "[policy]\naction = \"deny\"\n[cache]", 19, "policy: must be an array of tables; write [[policy]]"),
+        ("policy without action", "[cache]", "[[policy]]\nfrom = \"web\"\n[cache]", 19, "policy.action: missing; add a line such as action = \"deny\""),
+        ("policy's action", "[cache]", "[[policy]]\naction = \"drop\"\n[cache]", 20, "policy.action \"drop\": no action; write \"allow\" or \"deny\""),
+        ("unknown key in policy", "[cache]", "[[policy]]\naction = \"deny\"\nform = \"web\"\n[cache]", 21, "policy.form \"web\": unknown key; did you mean \"from\"?"),
+        ("policy's network", "[cache]", "[[policy]]\naction = \"deny\"\nto = \"10.42.1.7/24\"\n[cache]", 21, "policy.to \"10.42.1.7/24\": has bits set beyond its prefix length 24; write 10.42.1.0/24"),
+        ("policy's mistyped address", "[cache]", "[[policy]]\naction = \"deny\"\nfrom = \"10.42.1.300\"\n[cache]", 21, "policy.from \"10.42.1.300\": not an IPv4 network"),
+        ("policy's IPv6", "[cache]", "[[policy]]\naction = \"deny\"\nfrom = \"fd00::/8\"\n[cache]", 21, "IPv6 is not supported by this version"),
+        ("policy's party no string", "[cache]", "[[policy]]\naction = \"deny\"\nfrom = 7\n[cache]", 21, "policy.from \"7\": must be a string"),
+        ("policy's protocol", "[cache]", "[[policy]]\naction = \"deny\"\nprotocol = \"sctp\"\nports = [1]\n[cache]", 21, "policy.protocol \"sctp\": no protocol that rules know"),
+        ("policy's ports of ICMP", "[cache]", "[[policy]]\naction = \"deny\"\nprotocol = \"icmp\"\nports = [1]\n[cache]", 22, "policy.ports: icmp has no ports; set protocol"),
+        ("policy's ports of nothing", "[cache]", "[[policy]]\naction = \"deny\"\nports = [1]\n[cache]", 21, "policy.ports: ports without a protocol"),
+        ("policy's ports no list", "[cache]", "[[policy]]\naction = \"deny\"\nprotocol = \"tcp\"\nports = 80\n[cache]", 22, "policy.ports \"80\": must be an array; write ports = [5432"),
+        ("policy's empty ports", "[cache]", "[[policy]]\naction = \"deny\"\nprotocol = \"tcp\"\nports = []\n[cache]", 22, "policy.ports: an empty list matches nothing"),
+        ("policy's port on its own line", "[cache]", "[[policy]]\naction = \"deny\"\nprotocol = \"tcp\"\nports = [\n1,\n65536,\n]\n[cache]", 24, "policy.ports \"65536\": neither a port nor a range of ports; write ports from 1 to 65535"),
+        ("policy's backward range", "[cache]", "[[policy]]\naction = \"deny\"\nprotocol = \"tcp\"\nports = [\"9-8\"]\n[cache]", 22, "policy.ports \"9-8\": the range ends before it begins"),
         ("metrics", "[cache]", "[metrics]\nlisten = \"127.0.0.1:9469\"\n[cache]", 19, "metrics: the metrics listener is not supported by this version; remove it"),
         ("name with slash", "name = \"alpha\"", "name = \"a/b\"", 2, "node.name \"a/b\": a name must not contain '/'"),
         ("name with newline", "name = \"alpha\"", "name = \"a\\nb\"", 2, "node.name \"a\\nb\": a name must not contain '\\n'"),
@@ -432,6 +452,37 @@ fn auto_mtu_follows_the_underlay() {
             "{underlay}"
         );
     }
+}
+
+#[test]
+fn policies_are_read_in_order_from_either_file() {
+    let text = r#"[[policy]]
+action = "allow"
+from = "web"
+to = "10.42.2.7"
+protocol = "tcp"
+ports = [5432, "8000-8100"]
+[[policy]]
+action = "deny"
+"#;
+    let path = Path::new("rules.toml");
+    let rules = parse_policy(path, text).unwrap();
+    let shown: Vec<String> = rules.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        shown,
+        [
+            "allow from web to 10.42.2.7/32 tcp 5432,8000-8100",
+            "deny from any to any"
+        ]
+    );
+    let config = parse_text(&format!("{GOOD}{text}")).unwrap();
+    assert_eq!(config.resolve(&facts()).unwrap().policy, rules);
+    assert_eq!(parse_policy(path, "").unwrap(), []);
+    let whole = parse_policy(path, GOOD).unwrap_err().to_string();
+    assert!(
+        whole.starts_with("rules.toml:1: node: unknown key; remove it; valid here: policy"),
+        "{whole}"
+    );
 }
 
 #[test]

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     coherence::CauseCount,
+    config::Rule,
     datapath::{Attachment, caches::Occupancy, counters::Count},
+    policy::order::Origin,
 };
 
 /// A container to be added.
@@ -165,6 +167,47 @@ impl HitRatio {
 pub struct Flushed {
     /// Entries of the filter cache.
     pub flows: usize,
+}
+
+/// Run-time rules to take the place of all present ones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyPolicy {
+    /// In order; the first that matches decides.
+    pub rules: Vec<Rule>,
+}
+
+/// How many rules are in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// Of those applied at run time.
+    pub runtime: usize,
+    /// Of those of the configuration file.
+    pub file: usize,
+}
+
+/// The network policy in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// In the order in which they are tried.
+    pub rules: Vec<PolicyRule>,
+    /// Frames between containers of this host that rules can't judge, dropped because a rule denies
+    /// something.
+    pub unjudged: u64,
+}
+
+/// A rule in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRule {
+    /// Where it comes from.
+    pub origin: Origin,
+    /// What it says.
+    #[serde(flatten)]
+    pub rule: Rule,
+    /// Packets of the slow path that it decided about.
+    pub packets: u64,
+    /// Containers that it names and that are not on this host: it matches nothing until they are.
+    pub absent: Vec<String>,
 }
 
 /// A failed request.

@@ -96,7 +96,7 @@ impl Client {
     /// # Errors
     ///
     /// [`ClientError`].
-    pub async fn delete(&self, path: &str) -> Result<(), ClientError> {
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.request(Method::DELETE, path, Bytes::new()).await
     }
 

@@ -9,6 +9,9 @@
 //! | `DELETE /v1/containers/{name}` | | `null` |
 //! | `GET /v1/cache` | | [`crate::datapath::caches::Caches`] |
 //! | `POST /v1/cache/flush` | | [`api::Flushed`] |
+//! | `GET /v1/policy` | | [`api::Policy`] |
+//! | `POST /v1/policy` | [`api::ApplyPolicy`] | [`api::Applied`] |
+//! | `DELETE /v1/policy` | | [`api::Applied`] |
 //! | `POST /v1/down` | | `null`, and the daemon ends |
 //!
 //! A failed request is answered by status 4xx or 5xx and `{"error": "one line"}`.

@@ -21,7 +21,9 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::api::{AddContainer, ContainerInfo, Failure, Flushed, Stats, Status};
+use super::api::{
+    AddContainer, Applied, ApplyPolicy, ContainerInfo, Failure, Flushed, Policy, Stats, Status,
+};
 use crate::datapath::caches::Caches;
 
 /// A failed request: its HTTP status and one line.
@@ -65,6 +67,10 @@ pub enum Request {
     Caches(Answer<Caches>),
     /// Empty the learned caches.
     Flush(Answer<Flushed>),
+    /// The network policy in force.
+    Policy(Answer<Policy>),
+    /// Replace its run-time rules, all of them.
+    ApplyPolicy(ApplyPolicy, Answer<Applied>),
     /// Remove every trace from the host, and end.
     Down(Answer<()>),
 }
@@ -128,6 +134,10 @@ pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) -> i
         .route("/v1/containers/{name}", delete(delete_container))
         .route("/v1/cache", get(caches))
         .route("/v1/cache/flush", post(flush))
+        .route(
+            "/v1/policy",
+            get(policy).post(apply_policy).delete(clear_policy),
+        )
         .route("/v1/down", post(down))
         .fallback(unknown_path)
         .with_state(requests);
@@ -173,6 +183,28 @@ async fn caches(requests: Requests) -> Response {
 
 async fn flush(requests: Requests) -> Response {
     ask(requests, Request::Flush).await
+}
+
+async fn policy(requests: Requests) -> Response {
+    ask(requests, Request::Policy).await
+}
+
+async fn apply_policy(
+    requests: Requests,
+    body: Result<Json<ApplyPolicy>, JsonRejection>,
+) -> Response {
+    match body {
+        Ok(Json(policy)) => ask(requests, |answer| Request::ApplyPolicy(policy, answer)).await,
+        Err(rejection) => refuse(Refusal {
+            kind: RefusalKind::Bad,
+            line: format!("apply policy: {}", rejection.body_text()),
+        }),
+    }
+}
+
+async fn clear_policy(requests: Requests) -> Response {
+    let none = ApplyPolicy { rules: Vec::new() };
+    ask(requests, |answer| Request::ApplyPolicy(none, answer)).await
 }
 
 async fn down(requests: Requests) -> Response {

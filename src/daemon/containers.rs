@@ -108,8 +108,12 @@ impl Node {
         };
         let index = connect(&self.netlink, name, &container, attachment).await?;
         self.devices.insert(name.to_owned(), index);
-        // Before the device is up: its first frame finds its source known and the programs there.
+        // Before the device is up: its first frame finds its source known, the rules that name it in
+        // force and the programs there.
         self.guard_sources().await?;
+        if self.mend_policy().await? {
+            self.invalidate(Cause::Policy, name);
+        }
         self.sync_containers()?;
         if let Some(datapath) = &mut self.datapath {
             datapath.attach(&container.device, attach::CONTAINER)?;
@@ -181,6 +185,12 @@ impl Node {
         if failures.is_empty() {
             self.state.containers.remove(name);
             failures.extend(self.guard_sources().await.err());
+            // Before the address can be another's.
+            match self.mend_policy().await {
+                Ok(true) => self.invalidate(Cause::Policy, name),
+                Ok(false) => {}
+                Err(failure) => failures.push(failure),
+            }
         }
         failures.extend(self.store.save(&self.state).err().map(DaemonError::from));
         failures

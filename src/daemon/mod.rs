@@ -10,6 +10,7 @@ mod fast_path;
 mod invalidation;
 mod lock;
 mod node;
+mod policy;
 mod report;
 mod signals;
 pub mod teardown;
@@ -47,6 +48,7 @@ use crate::{
     datapath::DatapathError,
     netlink::{Netlink, NetlinkError, host_facts},
     overlay::{nftables::TableError, reconcile::ReconcileErrors, sysctl::SysctlError},
+    policy::kernel::PolicyError,
     probe::{Finding, Roots, probe},
     state::{StateError, Store},
 };
@@ -98,6 +100,9 @@ pub enum DaemonError {
     /// Source validation.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// The network policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// A container.
     #[error(transparent)]
     Container(#[from] ContainerError),

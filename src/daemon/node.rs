@@ -7,6 +7,7 @@ use tracing::{error, info};
 use super::{
     DaemonError,
     invalidation::Invalidator,
+    policy::PolicyTables,
     teardown::{self, TeardownErrors},
 };
 use crate::{
@@ -41,6 +42,8 @@ pub struct Node {
     pub(super) datapath: Option<Datapath>,
     /// Why the fast path is off though it is configured.
     pub(super) fast_path_failure: Option<String>,
+    /// What is known of the tables of the network policy.
+    pub(super) policy_tables: PolicyTables,
     /// The last failure of a reconciliation: said once, not every few seconds.
     last_failure: Option<String>,
 }
@@ -70,6 +73,7 @@ impl Node {
             devices: BTreeMap::new(),
             datapath: None,
             fast_path_failure: None,
+            policy_tables: PolicyTables::default(),
             last_failure: None,
         })
     }
@@ -107,6 +111,7 @@ impl Node {
         }
         self.store.save(&self.state)?;
         self.mend_overlay().await?;
+        self.mend_policy().await?;
         if let Some(former) = self.state.underlay.clone()
             && former != self.config.node.underlay
         {
@@ -155,6 +160,11 @@ impl Node {
             if let Err(reason) = self.mend_overlay().await {
                 error!("return to the old configuration: {reason}");
             }
+            if let Err(reason) = self.mend_policy().await {
+                error!("return to the old policy: {reason}");
+            }
+            // Part of it may have been in force.
+            self.invalidate(Cause::Reload, "put back");
             return Err(failure);
         }
         self.start_fast_path();
@@ -165,6 +175,7 @@ impl Node {
     /// Brings slow path and containers from the configuration `old` to the present one.
     async fn take_over(&mut self, old: &Config) -> Result<(), DaemonError> {
         self.mend_overlay().await?;
+        self.mend_policy().await?;
         self.adopt_containers().await?;
         if old.node.underlay != self.config.node.underlay {
             self.leave_underlay(&old.node.underlay).await;
@@ -202,7 +213,10 @@ impl Node {
     }
 
     async fn mend(&mut self) -> Result<bool, DaemonError> {
-        let mut changed = self.mend_overlay().await?;
+        // Rules are mended even where a device can't be.
+        let overlay = self.mend_overlay().await;
+        let policy = self.mend_policy().await;
+        let mut changed = overlay? | policy?;
         changed |= self.mend_containers().await?;
         self.mend_attachments()?;
         self.tune_fast_path()?;

@@ -10,6 +10,7 @@ use crate::{
     },
     datapath::{DatapathError, clock},
     overlay::source_guard,
+    policy::kernel::PolicyError,
     probe::{Roots, probe},
 };
 
@@ -36,6 +37,7 @@ fn refusal(error: &DaemonError) -> Refusal {
             | ContainerError::Namespace(_) => RefusalKind::Bad,
             ContainerError::Netlink { .. } => RefusalKind::Failed,
         },
+        DaemonError::Policy(PolicyError::TooMany(_) | PolicyError::Rule { .. }) => RefusalKind::Bad,
         _ => RefusalKind::Failed,
     };
     Refusal {
@@ -74,6 +76,13 @@ impl Node {
             }
             Request::Flush(answer) => {
                 let _ = answer.send(self.flush());
+            }
+            Request::Policy(answer) => {
+                let _ = answer.send(self.policy().await.map_err(failed));
+            }
+            Request::ApplyPolicy(policy, answer) => {
+                let applied = self.apply_policy(policy.rules).await;
+                let _ = answer.send(applied.map_err(|error| refusal(&error)));
             }
             Request::Down(answer) => {
                 let _ = answer.send(self.down().await.map_err(failed));

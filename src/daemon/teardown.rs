@@ -11,6 +11,7 @@ use crate::{
     datapath::{attach, pins},
     netlink::Netlink,
     overlay::{source_guard, sysctl::Sysctls, teardown::teardown},
+    policy::kernel,
     state::{State, Store},
 };
 
@@ -77,6 +78,8 @@ pub async fn down(
     }
     note(pins::remove_all(pins_root).map_err(|error| text(&error)));
     note(source_guard::remove().await.map_err(|error| text(&error)));
+    let policy = kernel::remove().await.map(|_| ());
+    note(policy.map_err(|error| text(&error)));
     let slow_path = teardown(netlink, sysctls, state.tcp_be_liberal).await;
     note(slow_path.map_err(|error| text(&error)));
     if failures.is_empty() {

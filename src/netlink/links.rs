@@ -9,7 +9,8 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
-        InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
+        LinkMessage,
     },
 };
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan};
@@ -144,6 +145,54 @@ impl Netlink {
             .address(mac.to_vec())
             .build();
         self.create(name, message).await
+    }
+
+    /// Whether a bridge hands the IPv4 packets that it forwards to the `inet` and `ip` hooks, whatever
+    /// the namespace-wide setting says; none if there is no such bridge or no such thing.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the device cannot be read.
+    pub async fn bridge_netfilter(&self, name: &str) -> Result<Option<bool>, NetlinkError> {
+        let mut request = LinkMessage::default();
+        request.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        let operation = format_args!("look up device {name}");
+        let entry = self
+            .get(operation, RouteNetlinkMessage::GetLink(request))
+            .await;
+        let message = match entry {
+            Ok(RouteNetlinkMessage::NewLink(message)) => message,
+            Ok(_) => return Ok(None),
+            Err(error) if error.is_absent() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let infos = message.attributes.iter().filter_map(|it| match it {
+            LinkAttribute::LinkInfo(infos) => Some(infos),
+            _ => None,
+        });
+        let data = infos.flatten().filter_map(|info| match info {
+            LinkInfo::Data(InfoData::Bridge(data)) => Some(data),
+            _ => None,
+        });
+        Ok(data.flatten().find_map(|info| match info {
+            InfoBridge::NfCallIpTables(on) => Some(*on),
+            _ => None,
+        }))
+    }
+
+    /// Sets what [`Netlink::bridge_netfilter`] reads.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the device.
+    pub async fn set_bridge_netfilter(&self, name: &str, on: bool) -> Result<(), NetlinkError> {
+        let message = LinkMessageBuilder::<LinkBridge>::new(name)
+            .set_info_data(InfoData::Bridge(vec![InfoBridge::NfCallIpTables(on)]))
+            .build();
+        self.change(
+            format_args!("set nf_call_iptables {} of device {name}", u8::from(on)),
+            RouteNetlinkMessage::NewLink(message),
+            0,
+        )
+        .await
     }
 
     /// Creates a veth pair, both ends down, one end here and the other directly in another network

@@ -115,7 +115,7 @@ pub(super) fn failed(
     }
 }
 
-fn one_line(stderr: &str) -> String {
+pub(crate) fn one_line(stderr: &str) -> String {
     let lines: Vec<&str> = stderr
         .lines()
         .map(str::trim)
