@@ -76,6 +76,12 @@ const FAULTS: &[Fault] = &[
     fault("port of 17 bits", ("port = 4789", "port = 65536"), "port = 65536", ["\"65536\"", "a UDP port"]),
     fault("way to attach", ("", "attach = \"xdp\""), "xdp", ["\"xdp\"", "no way to attach"]),
     fault("name with a line's end", ("name = \"alpha\"", "name = \"al\\npha\""), "name = \"al", ["\"al\\npha\"", "must not contain"]),
+    fault("moved outside the network", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = [\"10.43.1.7\"]"), "moved = ", ["peers.moved \"10.43.1.7\"", "not inside overlay.network"]),
+    fault("moved to where it is", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = [\"10.42.2.7\"]"), "moved = ", ["peers.moved \"10.42.2.7\"", "inside the peer's own subnet"]),
+    fault("moved gateway", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = [\"10.42.1.1\"]"), "moved = ", ["peers.moved \"10.42.1.1\"", "the gateway has it"]),
+    fault("moved twice", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = [\"10.42.1.7\", \"10.42.1.7\"]"), "moved = ", ["peers.moved \"10.42.1.7\"", "moved already"]),
+    fault("moved network", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = [\"10.42.1.8/32\"]"), "moved = ", ["peers.moved \"10.42.1.8/32\"", "not an IPv4 address"]),
+    fault("moved, no list", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = \"10.42.1.7\""), "moved = ", ["peers.moved \"10.42.1.7\"", "must be an array"]),
     fault("policy", ("", "[[policy]]\naction = \"deny\""), "[[policy]]", ["policy", "not supported by this version"]),
     fault("metrics", ("", "[metrics]\nlisten = \"127.0.0.1:9469\""), "[metrics]", ["metrics", "not supported by this version"]),
 ];

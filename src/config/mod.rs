@@ -27,7 +27,7 @@ pub use fault::{ConfigError, ConfigErrors};
 pub use mark_mask::{MarkMask, MarkMaskError};
 pub use resolve::VXLAN_OVERHEAD;
 pub use schema::{ConfigFile, parse};
-pub use value::check_name;
+pub use value::{check_name, reserved_in};
 
 /// A complete configuration: every value present and checked against the host.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -77,8 +77,7 @@ impl Overlay {
     /// The containers' default gateway: the first usable address of [`Self::subnet`].
     #[must_use]
     pub fn gateway(&self) -> Ipv4Addr {
-        // No subnet ends at 255.255.255.255: the addresses from 224.0.0.0 on are refused.
-        Ipv4Addr::from(u32::from(self.subnet.network()).saturating_add(1))
+        value::gateway(&self.subnet)
     }
 }
 
@@ -91,6 +90,24 @@ pub struct Peer {
     pub address: Ipv4Addr,
     /// The addresses of its containers.
     pub subnet: Ipv4Net,
+    /// Addresses outside of it whose containers have moved there.
+    pub moved: Vec<Ipv4Addr>,
+}
+
+impl Config {
+    /// The peer that an address of another's (or nobody's) subnet has moved to.
+    #[must_use]
+    pub fn moved_to(&self, address: Ipv4Addr) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.moved.contains(&address))
+    }
+
+    /// Addresses of this host's subnet whose containers live elsewhere.
+    pub fn away(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let moved = self.peers.iter().flat_map(|peer| &peer.moved);
+        moved
+            .copied()
+            .filter(|address| self.overlay.subnet.contains(address))
+    }
 }
 
 /// The fast path.

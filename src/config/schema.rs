@@ -51,6 +51,7 @@ pub(super) struct PeerSection {
     pub(super) name: At<String>,
     pub(super) address: At<Ipv4Addr>,
     pub(super) subnet: At<Ipv4Net>,
+    pub(super) moved: Vec<At<Ipv4Addr>>,
 }
 
 /// `[overlay]` with whatever of it could be read, so that the rest can be checked all the same.
@@ -67,6 +68,7 @@ pub(super) struct PeerDraft {
     pub(super) name: Option<At<String>>,
     pub(super) address: Option<At<Ipv4Addr>>,
     pub(super) subnet: Option<At<Ipv4Net>>,
+    pub(super) moved: Vec<At<Ipv4Addr>>,
 }
 
 /// Parses `text`, the contents of the file at `path`, and checks all that needs no host.
@@ -215,7 +217,7 @@ fn read_overlay(file: &Table<'_>, faults: &mut Faults) -> OverlayDraft {
 fn read_peers(file: &Table<'_>, faults: &mut Faults) -> Vec<PeerDraft> {
     let mut peers = Vec::new();
     for table in file.tables("peers", faults) {
-        table.refuse_unknown(&["name", "address", "subnet"], faults);
+        table.refuse_unknown(&["name", "address", "subnet", "moved"], faults);
         peers.push(PeerDraft {
             name: table.required("name", "name = \"beta\"", value::name, faults),
             address: table.required(
@@ -225,6 +227,7 @@ fn read_peers(file: &Table<'_>, faults: &mut Faults) -> Vec<PeerDraft> {
                 faults,
             ),
             subnet: table.required("subnet", "subnet = \"10.42.2.0/24\"", value::subnet, faults),
+            moved: table.elements("moved", value::container_address, faults),
         });
     }
     peers
@@ -279,6 +282,7 @@ fn complete_peers(drafts: Vec<PeerDraft>) -> Option<Vec<PeerSection>> {
             name: draft.name?,
             address: draft.address?,
             subnet: draft.subnet?,
+            moved: draft.moved,
         })
     };
     drafts.into_iter().map(complete).collect()

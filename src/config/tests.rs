@@ -92,6 +92,7 @@ fn a_good_file_resolves_to_what_it_says() {
         name: name.to_owned(),
         address: Ipv4Addr::new(192, 168, 50, last),
         subnet: subnet.parse().unwrap(),
+        moved: Vec::new(),
     };
     let expected = Config {
         node: Node {

@@ -168,7 +168,13 @@ async fn configure_inside(
     let loopback = inner.index_of("lo").await?;
     inner.set_up(loopback, true).await?;
     let device = inner.index_of(&container.ifname).await?;
-    let prefix = attachment.subnet.prefix_len();
+    // An address of elsewhere has nobody on its link but the gateway.
+    let at_home = attachment.subnet.contains(&container.ip);
+    let prefix = if at_home {
+        attachment.subnet.prefix_len()
+    } else {
+        32
+    };
     let address = Ipv4Net::new(container.ip, prefix).unwrap_or(Ipv4Net::from(container.ip));
     inner.add_address(device, address).await?;
     inner.set_up(device, true).await?;
@@ -176,7 +182,7 @@ async fn configure_inside(
         destination: Ipv4Net::default(),
         gateway: Some(attachment.gateway),
         device,
-        onlink: false,
+        onlink: !at_home,
         source: None,
         reach: RouteReach::Universe,
         metric: 0,

@@ -1,6 +1,6 @@
 //! The node's containers: added, deleted, adopted, mended.
 
-use std::path::Path;
+use std::{collections::BTreeSet, net::Ipv4Addr, path::Path};
 
 use tracing::{info, warn};
 
@@ -15,8 +15,9 @@ use crate::{
     },
     control::api::{AddContainer, ContainerInfo},
     datapath::{PIN_ROOT, attach},
+    netlink::{NetlinkError, announce, forget_connections},
     overlay::{
-        names::container_mac,
+        names::{BRIDGE, container_mac, gateway_mac},
         source_guard::{self, Source},
     },
     state::Container,
@@ -79,11 +80,12 @@ impl Node {
                 .map(|(name, it)| (it.ip, name.as_str()))
         };
         let ip = match request.ip {
-            Some(wish) => claim(overlay.subnet, overlay.gateway(), held(), wish)?,
+            Some(wish) => claim(&self.config, held(), wish)?,
             None => {
-                let taken = held().map(|(ip, _)| ip).collect();
+                let here = held().map(|(ip, _)| ip);
+                let taken = here.chain(self.config.away()).collect();
                 let last = self.state.last_address;
-                next_free(overlay.subnet, overlay.gateway(), &taken, last)?
+                next_free(overlay.subnet, &taken, last)?
             }
         };
         Ok(Container {
@@ -107,17 +109,38 @@ impl Node {
         };
         let index = connect(&self.netlink, name, &container, attachment).await?;
         self.devices.insert(name.to_owned(), index);
-        // Before the device is up: its first frame finds its source known and the programs there.
-        self.guard_sources().await?;
         self.sync_containers()?;
-        if let Some(datapath) = &mut self.datapath {
-            datapath.attach(&container.device, attach::CONTAINER)?;
+        // All of it before the device is up: its first frame finds its source known, the programs
+        // there, and nothing left of whoever had the address before.
+        let source = source_of(&container);
+        let programs = async { self.attach_to_container(&container.device) };
+        let (allowed, forgotten, attached) = tokio::join!(
+            source_guard::allow(&source),
+            forget_connections(container.ip),
+            programs,
+        );
+        attached?;
+        forgotten?;
+        if allowed.is_err() {
+            // The table is not as it should be: look, and mend it.
+            self.guard_sources().await?;
+        }
+        if self.is_visitor(container.ip) {
+            // Its own route, or what is for it would go on leaving for where it was.
+            self.mend_overlay().await?;
         }
         bring_up(&self.netlink, name, &container, attachment).await?;
+        self.greet(&container).await?;
+        if self.is_visitor(container.ip) {
+            // What was learned of it as a remote container is wrong now.
+            self.invalidate(&format!("{} has moved here", container.ip));
+        }
         if let Some(record) = self.state.containers.get_mut(name) {
             record.pending = false;
         }
-        self.state.last_address = Some(container.ip);
+        if !self.is_visitor(container.ip) {
+            self.state.last_address = Some(container.ip);
+        }
         self.store.save(&self.state)?;
         info!(
             "container {name} added: {} in {}",
@@ -160,29 +183,86 @@ impl Node {
         };
         let mut failures: Vec<DaemonError> = Vec::new();
         let root = Path::new(PIN_ROOT);
+        // The device first: it takes its programs along, each of which by itself takes a grace
+        // period to detach (kernel/bpf/tcx.c, `tcx_link_release`).
+        let removed = remove_device(&self.netlink, &container.device).await;
+        failures.extend(removed.err().map(DaemonError::from));
         failures.extend(
             attach::detach(root, &container.device)
                 .err()
                 .map(DaemonError::from),
         );
-        let removed = remove_device(&self.netlink, &container.device).await;
-        failures.extend(removed.err().map(DaemonError::from));
         if let Some(inode) = container.owned_netns {
             let removed = namespace::remove(&container.netns, inode).map_err(ContainerError::from);
             failures.extend(removed.err().map(DaemonError::from));
         }
         let was_connected = self.devices.remove(name).is_some();
         failures.extend(self.sync_containers().err().map(DaemonError::from));
-        // Nothing was learned of one that never had a device.
+        failures.extend(self.forget_holder(&container).await);
+        // Last: whatever is learned in the new epoch was judged without all of that. Nothing was
+        // learned of one that never had a device.
         if was_connected {
             self.invalidate(&format!("container {name} is gone"));
         }
         if failures.is_empty() {
             self.state.containers.remove(name);
-            failures.extend(self.guard_sources().await.err());
+            if self.is_visitor(container.ip) {
+                failures.extend(self.mend_overlay().await.err());
+                self.invalidate(&format!("{} is elsewhere again", container.ip));
+            }
         }
         failures.extend(self.store.save(&self.state).err().map(DaemonError::from));
         failures
+    }
+
+    /// Makes the slow path forget who had an address: as a sender, as a neighbour, and as an end of
+    /// connections.
+    async fn forget_holder(&mut self, container: &Container) -> Vec<DaemonError> {
+        let mut failures: Vec<DaemonError> = Vec::new();
+        let source = source_of(container);
+        let (forbidden, forgotten, neighbour) = tokio::join!(
+            source_guard::forbid(&source),
+            forget_connections(container.ip),
+            self.forget_neighbour(container.ip),
+        );
+        failures.extend(forgotten.err().map(DaemonError::from));
+        failures.extend(neighbour.err().map(DaemonError::from));
+        if forbidden.is_err() {
+            // It may have gone with the table; then the next reconciliation writes it anew.
+            let sources = self.sources(Some(container.ip));
+            failures.extend(self.guard(&sources).await.err());
+        }
+        failures
+    }
+
+    /// Tells the host's own neighbour table and the other containers where an address is now. Without, a packet that somebody
+    /// sent while nobody had the address would make everybody wait for the next question, up to a
+    /// second (net/core/neighbour.c, `neigh_timer_handler`).
+    async fn greet(&self, container: &Container) -> Result<(), NetlinkError> {
+        let bridge = self.netlink.index_of(BRIDGE).await?;
+        let mac = container_mac(container.ip);
+        self.netlink
+            .suggest_neighbour(bridge, container.ip, mac)
+            .await?;
+        announce(
+            bridge,
+            gateway_mac(self.config.overlay.gateway()),
+            container.ip,
+            mac,
+        )
+    }
+
+    /// Frames for the container would go to every port of the bridge now, and its heir may have
+    /// another link-layer address.
+    async fn forget_neighbour(&self, ip: Ipv4Addr) -> Result<(), NetlinkError> {
+        let gone = async {
+            let bridge = self.netlink.index_of(BRIDGE).await?;
+            self.netlink.delete_neighbour(bridge, ip).await
+        };
+        match gone.await {
+            Err(error) if !error.is_absent() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// All containers.
@@ -196,7 +276,8 @@ impl Node {
     }
 
     /// Takes over the containers of an earlier daemon, and removes what it left half made.
-    pub(super) async fn adopt_containers(&mut self) -> Result<(), DaemonError> {
+    /// Returns whether anything had to be changed.
+    pub(super) async fn adopt_containers(&mut self) -> Result<bool, DaemonError> {
         let halves: Vec<String> = self
             .state
             .containers
@@ -211,23 +292,30 @@ impl Node {
             }
         }
         self.remove_leftovers().await?;
-        self.mend_containers().await?;
-        Ok(())
+        self.mend_containers().await
     }
 
     /// Lets every container send from its own addresses, and from no others. Returns whether that
     /// took a change.
     async fn guard_sources(&self) -> Result<bool, DaemonError> {
-        let sources = self.state.containers.values().map(|container| Source {
-            device: container.device.clone(),
-            mac: container_mac(container.ip),
-            ip: container.ip,
-        });
-        let done = source_guard::reconcile(&sources.collect()).await?;
+        self.guard(&self.sources(None)).await
+    }
+
+    async fn guard(&self, sources: &BTreeSet<Source>) -> Result<bool, DaemonError> {
+        let done = source_guard::reconcile(sources).await?;
         for line in &done {
             info!("{line}");
         }
         Ok(!done.is_empty())
+    }
+
+    /// Who may send, but for the holder of an address that is being taken away.
+    fn sources(&self, but: Option<Ipv4Addr>) -> BTreeSet<Source> {
+        let containers = self.state.containers.values();
+        containers
+            .filter(|container| Some(container.ip) != but)
+            .map(source_of)
+            .collect()
     }
 
     /// Puts the containers' host-side devices right and notices those that vanished. Returns
@@ -239,7 +327,9 @@ impl Node {
         for (name, container) in &self.state.containers {
             match devices::mend(&self.netlink, name, container, mtu).await? {
                 Some((index, mended)) => {
-                    changed |= mended | (self.devices.insert(name.clone(), index) != Some(index));
+                    // One that was not known before was adopted as it is.
+                    let before = self.devices.insert(name.clone(), index);
+                    changed |= mended | before.is_some_and(|before| before != index);
                 }
                 None => vanished.push(name.clone()),
             }
@@ -254,6 +344,15 @@ impl Node {
         changed |= self.guard_sources().await?;
         changed |= self.sync_containers()?;
         Ok(changed)
+    }
+}
+
+/// What the container may send from.
+fn source_of(container: &Container) -> Source {
+    Source {
+        device: container.device.clone(),
+        mac: container_mac(container.ip),
+        ip: container.ip,
     }
 }
 

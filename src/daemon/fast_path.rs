@@ -96,6 +96,14 @@ impl Node {
         Ok(())
     }
 
+    /// Puts the programs on the device of a container that is being added.
+    pub(super) fn attach_to_container(&mut self, device: &str) -> Result<(), DatapathError> {
+        match &mut self.datapath {
+            Some(datapath) => datapath.attach(device, CONTAINER).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
     /// Takes the programs off an underlay device that is one no more.
     pub(super) async fn leave_underlay(&mut self, device: &str) {
         if let Err(reason) = attach::detach(Path::new(PIN_ROOT), device) {

@@ -34,7 +34,7 @@ use crate::{
     coherence::{Response, respond},
     config::{self, Config, ConfigErrors},
     container::{
-        ContainerError,
+        AddressError, ContainerError,
         mount_namespace::{MountNamespaceError, use_paths_of},
     },
     control::server::{self, Request, SocketError},
@@ -122,6 +122,14 @@ pub enum DaemonError {
     /// Paths of network namespaces.
     #[error(transparent)]
     MountNamespace(#[from] MountNamespaceError),
+    /// A container's address that the configuration does not leave to it.
+    #[error("container {name}: {reason}; delete the container first")]
+    AddressInUse {
+        /// The container.
+        name: String,
+        /// Why it can't have its address.
+        reason: AddressError,
+    },
     /// Signals can't be received.
     #[error("listen for signals: {0}")]
     Signals(io::Error),

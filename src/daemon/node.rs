@@ -1,6 +1,6 @@
 //! This host's part of the overlay, as the daemon holds it.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
 
 use tracing::{error, info};
 
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     coherence::next_hop_has_moved,
     config::Config,
-    container::devices,
+    container::{addresses, devices},
     datapath::{Datapath, PIN_ROOT},
     netlink::{Mac, Netlink},
     overlay::{
@@ -97,13 +97,17 @@ impl Node {
             self.state.tcp_be_liberal = self.sysctls.tcp_be_liberal()?;
         }
         self.store.save(&self.state)?;
-        let changed = self.mend_overlay().await?;
+        // The file was changed while no daemon ran. It holds; what it strands is said.
+        if let Err(reason) = check_addresses(&self.state, &self.config) {
+            error!("{reason}");
+        }
+        let mut changed = self.mend_overlay().await?;
         if let Some(former) = self.state.underlay.clone()
             && former != self.config.node.underlay
         {
             self.leave_underlay(&former).await;
         }
-        self.adopt_containers().await?;
+        changed |= self.adopt_containers().await?;
         self.start_fast_path();
         if changed {
             self.invalidate("the overlay was set up");
@@ -125,6 +129,7 @@ impl Node {
                 count: self.state.containers.len(),
             });
         }
+        check_addresses(&self.state, &config)?;
         let old = std::mem::replace(&mut self.config, config);
         if let Err(failure) = self.take_over(&old).await {
             self.config = old;
@@ -199,13 +204,13 @@ impl Node {
     }
 
     /// Applies what the slow path lacks. Returns whether anything was done.
-    async fn mend_overlay(&mut self) -> Result<bool, DaemonError> {
+    pub(super) async fn mend_overlay(&mut self) -> Result<bool, DaemonError> {
         let field = self.mark_field();
         let marks = Marks {
             miss: field.miss_bits(),
             est: field.established_bit(),
         };
-        let wanted = WantedOverlay::new(&self.config, marks);
+        let wanted = WantedOverlay::new(&self.config, marks).with_visitors(self.visitors());
         let (done, failure) = match reconcile(&self.netlink, &self.sysctls, &wanted).await {
             Ok(done) => (done, None),
             Err(mut failure) => (std::mem::take(&mut failure.done), Some(failure)),
@@ -228,6 +233,17 @@ impl Node {
             Some(failure) => Err(failure.into()),
             None => Ok(!done.is_empty()),
         }
+    }
+
+    /// Addresses of this host's containers that are not of its subnet.
+    fn visitors(&self) -> Vec<Ipv4Addr> {
+        let held = self.state.containers.values().map(|container| container.ip);
+        held.filter(|ip| self.is_visitor(*ip)).collect()
+    }
+
+    /// Whether an address has come from elsewhere.
+    pub(super) fn is_visitor(&self, ip: Ipv4Addr) -> bool {
+        !self.config.overlay.subnet.contains(&ip)
     }
 
     /// Whether a notification about this device concerns the overlay.
@@ -266,4 +282,15 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// Refuses a configuration under which a container can't have the address that it has.
+fn check_addresses(state: &State, config: &Config) -> Result<(), DaemonError> {
+    for (name, container) in &state.containers {
+        addresses::check(config, container.ip).map_err(|reason| DaemonError::AddressInUse {
+            name: name.clone(),
+            reason,
+        })?;
+    }
+    Ok(())
 }

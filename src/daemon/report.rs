@@ -31,7 +31,7 @@ fn refusal(error: &DaemonError) -> Refusal {
                 AddressError::Taken { .. } | AddressError::Exhausted { .. },
             ) => RefusalKind::Conflict,
             ContainerError::BadName { .. }
-            | ContainerError::Address(AddressError::Unusable { .. })
+            | ContainerError::Address(AddressError::Unusable { .. } | AddressError::Away { .. })
             | ContainerError::Namespace(_) => RefusalKind::Bad,
             ContainerError::Netlink { .. } => RefusalKind::Failed,
         },
@@ -119,6 +119,7 @@ impl Node {
             name: peer.name.clone(),
             address: peer.address,
             subnet: peer.subnet,
+            moved: peer.moved.clone(),
         });
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),

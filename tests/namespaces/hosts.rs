@@ -59,6 +59,7 @@ pub fn config(namespace: &Namespace, host: u8, peer: u8) -> Config {
             name: format!("host{peer}"),
             address: underlay(peer),
             subnet: subnet(peer),
+            moved: Vec::new(),
         }],
     }
 }
