@@ -76,6 +76,7 @@ const FAULTS: &[Fault] = &[
     fault("port of 17 bits", ("port = 4789", "port = 65536"), "port = 65536", ["\"65536\"", "a UDP port"]),
     fault("way to attach", ("", "attach = \"xdp\""), "xdp", ["\"xdp\"", "no way to attach"]),
     fault("name with a line's end", ("name = \"alpha\"", "name = \"al\\npha\""), "name = \"al", ["\"al\\npha\"", "must not contain"]),
+    fault("log level", ("", "[log]\nlevel = \"loud\""), "loud", ["log.level \"loud\"", "no level"]),
     fault("moved outside the network", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = [\"10.43.1.7\"]"), "moved = ", ["peers.moved \"10.43.1.7\"", "not inside overlay.network"]),
     fault("moved to where it is", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = [\"10.42.2.7\"]"), "moved = ", ["peers.moved \"10.42.2.7\"", "inside the peer's own subnet"]),
     fault("moved gateway", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = [\"10.42.1.1\"]"), "moved = ", ["peers.moved \"10.42.1.1\"", "the gateway has it"]),

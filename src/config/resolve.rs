@@ -60,6 +60,7 @@ impl ConfigFile {
             },
             peers: peers.collect(),
             cache: self.cache.clone(),
+            log: self.log,
         }
     }
 

@@ -13,7 +13,7 @@ use super::consistency::{
 use super::fault::{ConfigErrors, Faults, refuse};
 use super::table::{At, LineIndex, Table};
 use super::value::{self, Mtu};
-use super::{Attach, Cache, MarkMask};
+use super::{Attach, Cache, Log, MarkMask};
 
 /// A configuration file that is right as far as the text alone can tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +23,7 @@ pub struct ConfigFile {
     pub(super) overlay: OverlaySection,
     pub(super) peers: Vec<PeerSection>,
     pub(super) cache: Cache,
+    pub(super) log: Log,
 }
 
 /// `[node]`; what is absent comes from the host.
@@ -87,7 +88,9 @@ pub fn parse(path: &Path, text: &str) -> Result<ConfigFile, ConfigErrors> {
 
     let file = Table::file(document.get_ref(), &lines);
     file.refuse_unknown(
-        &["node", "overlay", "peers", "cache", "policy", "metrics"],
+        &[
+            "node", "overlay", "peers", "cache", "log", "policy", "metrics",
+        ],
         &mut faults,
     );
     refuse_unsupported(&file, &mut faults);
@@ -95,6 +98,7 @@ pub fn parse(path: &Path, text: &str) -> Result<ConfigFile, ConfigErrors> {
     let overlay = read_overlay(&file, &mut faults);
     let peers = read_peers(&file, &mut faults);
     let cache = read_cache(&file, &mut faults);
+    let log = read_log(&file, &mut faults);
 
     check_overlay(&overlay, &mut faults);
     check_peers(&peers, &overlay, &mut faults);
@@ -121,6 +125,7 @@ pub fn parse(path: &Path, text: &str) -> Result<ConfigFile, ConfigErrors> {
             overlay,
             peers,
             cache,
+            log,
         }),
         _ => Err(faults.into_errors()),
     }
@@ -264,6 +269,17 @@ fn read_cache(file: &Table<'_>, faults: &mut Faults) -> Cache {
         cache.attach = attach.value;
     }
     cache
+}
+
+fn read_log(file: &Table<'_>, faults: &mut Faults) -> Log {
+    let Some(table) = file.table("log", faults) else {
+        return Log::default();
+    };
+    table.refuse_unknown(&["level"], faults);
+    let level = table.optional("level", value::log_level, faults);
+    Log {
+        level: level.map(|level| level.value),
+    }
 }
 
 fn complete_overlay(draft: OverlayDraft) -> Option<OverlaySection> {

@@ -27,6 +27,8 @@ flows = 65536
 lease = "30s"
 mark_mask = "0x0fff0000"
 attach = "auto"
+[log]
+level = "info"
 "#;
 
 /// The least a file must hold.
@@ -120,6 +122,9 @@ fn a_good_file_resolves_to_what_it_says() {
             mark_mask: MarkMask::default(),
             attach: Attach::Auto,
         },
+        log: Log {
+            level: Some(LogLevel::Info),
+        },
     };
     assert_eq!(config, expected);
     assert_eq!(config.overlay.gateway(), Ipv4Addr::new(10, 42, 1, 1));
@@ -195,6 +200,7 @@ fn inline_tables_and_dotted_keys_mean_the_same() {
 overlay.subnet = "10.42.1.0/24"
 overlay.network = "10.42.0.0/16"
 overlay.vni = 0x2a
+log.level = "info"
 peers = [
   { name = "beta", address = "192.168.50.12", subnet = "10.42.2.0/24" },
   { name = "gamma", address = "192.168.50.13", subnet = "10.42.3.0/24" },
@@ -204,7 +210,7 @@ peers = [
     assert_eq!(config, parse_text(GOOD).unwrap().resolve(&facts()).unwrap());
 
     let faulty = text.replace("10.42.3.0/24", "10.42.3.0/31");
-    expect_one("inline", &parse_text(&faulty).unwrap_err(), 7, "no room");
+    expect_one("inline", &parse_text(&faulty).unwrap_err(), 8, "no room");
 }
 
 #[test]

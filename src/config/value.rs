@@ -9,7 +9,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use toml::de::DeValue;
 
 use super::fault::{Refusal, refuse};
-use super::{Attach, MarkMask};
+use super::{Attach, LogLevel, MarkMask};
 
 /// Longest interface name: `IFNAMSIZ` (16) less the terminating zero, include/uapi/linux/if.h.
 const INTERFACE_NAME_MAX: usize = 15;
@@ -346,6 +346,15 @@ pub(super) fn attach(value: &DeValue<'_>) -> Result<Attach, Refusal> {
             "write \"auto\", \"tcx\" or \"clsact\"",
         )),
     }
+}
+
+/// How much is logged.
+pub(super) fn log_level(value: &DeValue<'_>) -> Result<LogLevel, Refusal> {
+    let level = LogLevel::ALL
+        .into_iter()
+        .find(|level| value.as_str() == Some(level.name()));
+    let names = LogLevel::ALL.map(|level| format!("{:?}", level.name()));
+    level.ok_or_else(|| refuse("no level", format!("write one of {}", names.join(", "))))
 }
 
 #[cfg(test)]

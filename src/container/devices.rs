@@ -235,6 +235,34 @@ pub async fn mend(
     })
 }
 
+/// Removes addresses from a container's neighbour table.
+///
+/// # Errors
+///
+/// [`ContainerError`] where the container can't be entered.
+pub async fn forget_neighbours(
+    name: &str,
+    container: &Container,
+    addresses: &[Ipv4Addr],
+) -> Result<(), ContainerError> {
+    let inside = namespace::open(&container.netns)?;
+    let forget = async {
+        let inner = Netlink::in_namespace(inside.as_fd()).await?;
+        let device = inner.index_of(&container.ifname).await?;
+        for address in addresses {
+            match inner.delete_neighbour(device, *address).await {
+                Err(error) if !error.is_absent() => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    };
+    forget.await.map_err(|source| ContainerError::Netlink {
+        name: name.to_owned(),
+        source,
+    })
+}
+
 /// Removes a device pair by its host-side end; no error where it is gone, or where another
 /// program's device has its name.
 ///

@@ -15,9 +15,9 @@ use crate::{
     },
     control::api::{AddContainer, ContainerInfo},
     datapath::{PIN_ROOT, attach},
-    netlink::{NetlinkError, announce, forget_connections},
+    netlink::{NetlinkError, forget_connections},
     overlay::{
-        names::{BRIDGE, container_mac, gateway_mac},
+        names::{BRIDGE, container_mac},
         source_guard::{self, Source},
     },
     state::Container,
@@ -235,7 +235,7 @@ impl Node {
         failures
     }
 
-    /// Tells the host's own neighbour table and the other containers where an address is now. Without, a packet that somebody
+    /// Tells the host's own neighbour table where an address is now. Without, a packet that somebody
     /// sent while nobody had the address would make everybody wait for the next question, up to a
     /// second (net/core/neighbour.c, `neigh_timer_handler`).
     async fn greet(&self, container: &Container) -> Result<(), NetlinkError> {
@@ -243,13 +243,7 @@ impl Node {
         let mac = container_mac(container.ip);
         self.netlink
             .suggest_neighbour(bridge, container.ip, mac)
-            .await?;
-        announce(
-            bridge,
-            gateway_mac(self.config.overlay.gateway()),
-            container.ip,
-            mac,
-        )
+            .await
     }
 
     /// Frames for the container would go to every port of the bridge now, and its heir may have
@@ -262,6 +256,20 @@ impl Node {
         match gone.await {
             Err(error) if !error.is_absent() => Err(error),
             _ => Ok(()),
+        }
+    }
+
+    /// Makes the containers here ask anew where these addresses are: their neighbour tables would go
+    /// on leading to somebody who is gone, until the kernel finds out (net/ipv4/arp.c: `delay_probe_time`
+    /// and three probes, some 8 s). A container that can't be entered waits that long.
+    pub(super) async fn forget_in_containers(&self, addresses: &[Ipv4Addr]) {
+        if addresses.is_empty() {
+            return;
+        }
+        for (name, container) in &self.state.containers {
+            if let Err(reason) = devices::forget_neighbours(name, container, addresses).await {
+                warn!("{reason}");
+            }
         }
     }
 

@@ -8,6 +8,7 @@ mod containers;
 mod fast_path;
 mod lock;
 mod node;
+mod reload;
 mod report;
 mod signals;
 pub mod teardown;
@@ -312,10 +313,12 @@ async fn reload(node: &mut Node, paths: &Paths) {
             node.summary()
         }
         Err(reason) => {
-            let said = format!("reload refused, the running configuration stays: {reason}");
+            // One line, however many faults; in the status a line's end would begin another assignment
+            // (sd_notify(3)).
+            let said = format!("reload refused, the running configuration stays: {reason}")
+                .replace('\n', "; ");
             error!("{said}");
-            // A line's end would begin another assignment (sd_notify(3)).
-            said.replace('\n', "; ")
+            said
         }
     };
     notify(&[NotifyState::Ready, NotifyState::Status(&said)]);

@@ -11,8 +11,9 @@ use super::{
 use crate::{
     coherence::next_hop_has_moved,
     config::Config,
-    container::{addresses, devices},
+    container::devices,
     datapath::{Datapath, PIN_ROOT},
+    log,
     netlink::{Mac, Netlink},
     overlay::{
         names::{BRIDGE, VXLAN},
@@ -92,13 +93,14 @@ impl Node {
     /// [`DaemonError`]: the slow path can't be had. A fast path that can't be had is only logged:
     /// the overlay works without.
     pub async fn start(&mut self) -> Result<(), DaemonError> {
+        log::set_level(self.config.log.level);
         // Kept before it is changed, and never overwritten by our own value.
         if self.state.tcp_be_liberal.is_none() {
             self.state.tcp_be_liberal = self.sysctls.tcp_be_liberal()?;
         }
         self.store.save(&self.state)?;
         // The file was changed while no daemon ran. It holds; what it strands is said.
-        if let Err(reason) = check_addresses(&self.state, &self.config) {
+        if let Err(reason) = self.check_addresses(&self.config) {
             error!("{reason}");
         }
         let mut changed = self.mend_overlay().await?;
@@ -111,44 +113,6 @@ impl Node {
         self.start_fast_path();
         if changed {
             self.invalidate("the overlay was set up");
-        }
-        Ok(())
-    }
-
-    /// Takes a new configuration into force.
-    ///
-    /// # Errors
-    ///
-    /// [`DaemonError`]: the new configuration can't be had; the old one is back in force.
-    pub async fn reconfigure(&mut self, config: Config) -> Result<(), DaemonError> {
-        if config.overlay.subnet != self.config.overlay.subnet && !self.state.containers.is_empty()
-        {
-            return Err(DaemonError::SubnetInUse {
-                wanted: config.overlay.subnet,
-                present: self.config.overlay.subnet,
-                count: self.state.containers.len(),
-            });
-        }
-        check_addresses(&self.state, &config)?;
-        let old = std::mem::replace(&mut self.config, config);
-        if let Err(failure) = self.take_over(&old).await {
-            self.config = old;
-            if let Err(reason) = self.mend_overlay().await {
-                error!("return to the old configuration: {reason}");
-            }
-            return Err(failure);
-        }
-        self.start_fast_path();
-        self.invalidate("the configuration was reloaded");
-        Ok(())
-    }
-
-    /// Brings slow path and containers from the configuration `old` to the present one.
-    async fn take_over(&mut self, old: &Config) -> Result<(), DaemonError> {
-        self.mend_overlay().await?;
-        self.adopt_containers().await?;
-        if old.node.underlay != self.config.node.underlay {
-            self.leave_underlay(&old.node.underlay).await;
         }
         Ok(())
     }
@@ -282,15 +246,4 @@ impl Node {
         }
         Ok(())
     }
-}
-
-/// Refuses a configuration under which a container can't have the address that it has.
-fn check_addresses(state: &State, config: &Config) -> Result<(), DaemonError> {
-    for (name, container) in &state.containers {
-        addresses::check(config, container.ip).map_err(|reason| DaemonError::AddressInUse {
-            name: name.clone(),
-            reason,
-        })?;
-    }
-    Ok(())
 }

@@ -72,6 +72,23 @@ impl Datapath {
         Ok(epoch)
     }
 
+    /// Goes on behind `epoch`, that of other maps which these take the place of, if it is not the
+    /// epoch here.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`].
+    pub fn count_on_from(&mut self, epoch: u32) -> Result<(), DatapathError> {
+        let old = self.settings()?;
+        if old.epoch != epoch {
+            self.store(Settings {
+                epoch: epoch.wrapping_add(1),
+                ..old
+            })?;
+        }
+        Ok(())
+    }
+
     fn store(&mut self, settings: Settings) -> Result<(), DatapathError> {
         self.settings
             .set(0, settings, 0)

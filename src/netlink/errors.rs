@@ -1,6 +1,6 @@
 //! What can go wrong between us and rtnetlink.
 
-use std::{fmt::Display, io, net::Ipv4Addr};
+use std::{fmt::Display, io};
 
 use netlink_packet_core::{ErrorMessage, NlasIterator};
 use nix::errno::Errno;
@@ -22,14 +22,6 @@ pub enum NetlinkError {
     Namespace {
         /// The path, or a description of the descriptor.
         namespace: String,
-        /// The reason.
-        source: io::Error,
-    },
-    /// A link's stations could not be told where an address is.
-    #[error("announce {address}: {source}")]
-    Announce {
-        /// The address.
-        address: Ipv4Addr,
         /// The reason.
         source: io::Error,
     },
@@ -91,7 +83,7 @@ impl NetlinkError {
                 operation.push_str(" dev ");
                 operation.push_str(device);
             }
-            Self::Open(_) | Self::Namespace { .. } | Self::Announce { .. } => {}
+            Self::Open(_) | Self::Namespace { .. } => {}
         }
         self
     }

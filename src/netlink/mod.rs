@@ -6,7 +6,6 @@
 //! operations take what they need as plain data.
 
 mod addresses;
-mod announce;
 mod conntrack;
 mod errors;
 mod facts;
@@ -27,7 +26,6 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{AsyncSocket, TokioSocket};
 
 pub use addresses::Address;
-pub use announce::announce;
 pub use conntrack::forget_connections;
 pub use errors::NetlinkError;
 pub use facts::host_facts;

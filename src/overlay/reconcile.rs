@@ -10,9 +10,7 @@ use super::{
     sysctl::{SysctlError, Sysctls},
     wanted::{OverlayRoute, WantedOverlay},
 };
-use crate::netlink::{
-    Netlink, NetlinkError, ROUTE_PROTOCOL, Route, RouteFilter, RouteReach, announce,
-};
+use crate::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL, Route, RouteFilter, RouteReach};
 
 /// One step, or the look at the host before it, failed.
 #[derive(Debug, thiserror::Error)]
@@ -259,7 +257,6 @@ async fn apply(
         Step::AddProxy(address) => {
             let device = index(Device::Bridge).await?;
             netlink.add_proxy_neighbour(device, *address).await?;
-            announce(device, wanted.bridge.mac, *address, wanted.bridge.mac)?;
         }
         Step::ReplaceTable => nftables::apply_table(&wanted.table).await?,
     }

@@ -58,7 +58,7 @@ pub enum Step {
     ReplaceFdb(OverlayFdb),
     /// Answer no longer for an address on the bridge.
     DeleteProxy(Ipv4Addr),
-    /// Answer for an address on the bridge, and tell the containers so.
+    /// Answer for an address on the bridge.
     AddProxy(Ipv4Addr),
     /// Replace the nftables table.
     ReplaceTable,

@@ -235,6 +235,7 @@ pub(super) mod tests {
                 mark_mask: MarkMask::new(0x0fff_0000).expect("the default mask"),
                 attach: Attach::Auto,
             },
+            log: crate::config::Log::default(),
             peers: vec![
                 peer("beta", 12, "10.42.2.0/24"),
                 peer("gamma", 13, "10.42.3.0/24"),

@@ -55,6 +55,7 @@ pub fn config(namespace: &Namespace, host: u8, peer: u8) -> Config {
             mark_mask: MarkMask::new(0x0fff_0000).expect("the default mask"),
             attach: Attach::Auto,
         },
+        log: oncache::config::Log::default(),
         peers: vec![Peer {
             name: format!("host{peer}"),
             address: underlay(peer),
