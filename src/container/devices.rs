@@ -40,14 +40,17 @@ pub fn host_device(name: &str) -> String {
     format!("{HASHED}{:011x}", fnv1a(name.as_bytes()) >> 20)
 }
 
-/// Whether a device is one of ours by name and alias: if no record knows it, it is a leftover.
+/// The container that a device is the host-side end of, by its alias: its name may have been changed.
+/// If no record knows the container, the device is a leftover.
+#[must_use]
+pub fn container_of(device: &Link) -> Option<&str> {
+    device.alias.as_ref()?.strip_prefix(ALIAS)
+}
+
+/// Whether a device is one of ours.
 #[must_use]
 pub fn is_host_device(device: &Link) -> bool {
-    (device.name.starts_with(NAMED) || device.name.starts_with(HASHED))
-        && device
-            .alias
-            .as_ref()
-            .is_some_and(|alias| alias.starts_with(ALIAS))
+    container_of(device).is_some()
 }
 
 /// MAC address of the host-side end: locally administered, made of the container's address. Given
@@ -192,47 +195,97 @@ async fn configure_inside(
     inner.add_route(&default).await
 }
 
-/// Puts the host-side end of a container right where somebody changed it: port of the bridge, up,
-/// with the overlay's MTU. Returns its ifindex and whether anything was changed; `None` where the
-/// device is gone.
+/// A container's host-side end as [`mend`] leaves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostEnd {
+    /// Its ifindex.
+    pub index: u32,
+    /// Both ends are up: what is sent into it arrives.
+    pub carrier: bool,
+    /// Something had to be put right.
+    pub mended: bool,
+}
+
+/// The host-side end of a container among the host's devices, whatever somebody has called it: its
+/// alias tells, or its name together with its link-layer address.
+fn find<'l>(links: &'l [Link], name: &str, container: &Container) -> Option<&'l Link> {
+    let alias = format!("{ALIAS}{name}");
+    let marked = |link: &&Link| link.alias.as_ref() == Some(&alias);
+    let named =
+        |link: &&Link| link.name == container.device && link.mac == Some(port_mac(container.ip));
+    links
+        .iter()
+        .find(marked)
+        .or_else(|| links.iter().find(named))
+}
+
+/// Puts the host-side end of a container right where somebody changed it: its name and alias, port of
+/// the bridge, up, with the overlay's MTU. `links` are the host's devices. `None` where the device is
+/// gone.
 ///
 /// # Errors
 ///
 /// [`ContainerError::Netlink`].
 pub async fn mend(
     netlink: &Netlink,
+    links: &[Link],
     name: &str,
     container: &Container,
     mtu: u32,
-) -> Result<Option<(u32, bool)>, ContainerError> {
+) -> Result<Option<HostEnd>, ContainerError> {
+    let Some(device) = find(links, name, container) else {
+        return Ok(None);
+    };
+    let index = device.index;
     let mended = async {
-        let links = netlink.links().await?;
-        let Some(device) = links.iter().find(|link| link.name == container.device) else {
-            return Ok(None);
-        };
-        let bridge = links
-            .iter()
-            .find(|link| link.name == BRIDGE)
-            .map(|link| link.index);
-        let mut changed = false;
+        let mut mended = false;
+        if device.name != container.device {
+            rename(netlink, device, &container.device).await?;
+            mended = true;
+        }
+        let alias = format!("{ALIAS}{name}");
+        if device.alias.as_ref() != Some(&alias) {
+            netlink.set_alias(index, &alias).await?;
+            mended = true;
+        }
+        let bridge = links.iter().find(|link| link.name == BRIDGE);
+        let bridge = bridge.map(|link| link.index);
         if device.controller != bridge && bridge.is_some() {
-            netlink.set_controller(device.index, bridge).await?;
-            changed = true;
+            netlink.set_controller(index, bridge).await?;
+            mended = true;
         }
         if device.mtu != mtu {
-            netlink.set_mtu(device.index, mtu).await?;
-            changed = true;
+            netlink.set_mtu(index, mtu).await?;
+            mended = true;
         }
         if !device.up {
-            netlink.set_up(device.index, true).await?;
-            changed = true;
+            netlink.set_up(index, true).await?;
+            mended = true;
         }
-        Ok::<_, NetlinkError>(Some((device.index, changed)))
+        Ok::<_, NetlinkError>(mended)
     };
-    mended.await.map_err(|source| ContainerError::Netlink {
+    let mended = mended.await.map_err(|source| ContainerError::Netlink {
         name: name.to_owned(),
         source,
-    })
+    })?;
+    // A device that was just set up gets its carrier with that; the next look tells if it did not.
+    let carrier = device.carrier || mended;
+    Ok(Some(HostEnd {
+        index,
+        carrier,
+        mended,
+    }))
+}
+
+async fn rename(netlink: &Netlink, device: &Link, name: &str) -> Result<(), NetlinkError> {
+    match netlink.set_name(device.index, name).await {
+        Err(error) if error.errno() == Some(Errno::EBUSY) => {
+            netlink.set_up(device.index, false).await?;
+            netlink.set_name(device.index, name).await?;
+            netlink.set_up(device.index, true).await
+        }
+        outcome => outcome,
+    }
 }
 
 /// Removes addresses from a container's neighbour table.
@@ -261,6 +314,27 @@ pub async fn forget_neighbours(
         name: name.to_owned(),
         source,
     })
+}
+
+/// Removes a container's device pair, whatever somebody has called its host-side end; no error where it
+/// is gone.
+///
+/// # Errors
+///
+/// [`NetlinkError`].
+pub async fn remove(
+    netlink: &Netlink,
+    name: &str,
+    container: &Container,
+) -> Result<(), NetlinkError> {
+    let links = netlink.links().await?;
+    let Some(device) = find(&links, name, container) else {
+        return Ok(());
+    };
+    match netlink.delete_link(device.index).await {
+        Err(error) if !error.is_absent() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Removes a device pair by its host-side end; no error where it is gone, or where another

@@ -10,7 +10,7 @@ use crate::{
     container::{
         ContainerError,
         addresses::{claim, next_free},
-        devices::{self, Attachment, bring_up, connect, host_device, remove_device},
+        devices::{self, Attachment, bring_up, connect, host_device},
         namespace,
     },
     control::api::{AddContainer, ContainerInfo},
@@ -185,7 +185,7 @@ impl Node {
         let root = Path::new(PIN_ROOT);
         // The device first: it takes its programs along, each of which by itself takes a grace
         // period to detach (kernel/bpf/tcx.c, `tcx_link_release`).
-        let removed = remove_device(&self.netlink, &container.device).await;
+        let removed = devices::remove(&self.netlink, name, &container).await;
         failures.extend(removed.err().map(DaemonError::from));
         failures.extend(
             attach::detach(root, &container.device)
@@ -197,6 +197,7 @@ impl Node {
             failures.extend(removed.err().map(DaemonError::from));
         }
         let was_connected = self.devices.remove(name).is_some();
+        self.silent.remove(name);
         failures.extend(self.sync_containers().err().map(DaemonError::from));
         failures.extend(self.forget_holder(&container).await);
         // Last: whatever is learned in the new epoch was judged without all of that. Nothing was
@@ -332,12 +333,17 @@ impl Node {
         let mtu = self.config.overlay.mtu;
         let mut changed = false;
         let mut vanished = Vec::new();
+        let links = self.netlink.links().await?;
+        let mut silent = BTreeSet::new();
         for (name, container) in &self.state.containers {
-            match devices::mend(&self.netlink, name, container, mtu).await? {
-                Some((index, mended)) => {
+            match devices::mend(&self.netlink, &links, name, container, mtu).await? {
+                Some(end) => {
                     // One that was not known before was adopted as it is.
-                    let before = self.devices.insert(name.clone(), index);
-                    changed |= mended | before.is_some_and(|before| before != index);
+                    let before = self.devices.insert(name.clone(), end.index);
+                    changed |= end.mended | before.is_some_and(|before| before != end.index);
+                    if !end.carrier {
+                        silent.insert(name.clone());
+                    }
                 }
                 None => vanished.push(name.clone()),
             }
@@ -350,7 +356,12 @@ impl Node {
             changed = true;
         }
         changed |= self.guard_sources().await?;
-        changed |= self.sync_containers()?;
+        // A container that sets its own device down or up is nobody else's concern: its entry goes or
+        // comes, and no rule has changed.
+        let its_own = self.silent != silent;
+        self.silent = silent;
+        let told = self.sync_containers()?;
+        changed |= told && !its_own;
         Ok(changed)
     }
 }

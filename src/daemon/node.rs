@@ -1,6 +1,10 @@
 //! This host's part of the overlay, as the daemon holds it.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::Path,
+};
 
 use tracing::{error, info};
 
@@ -34,6 +38,8 @@ pub struct Node {
     pub(super) config: Config,
     /// Ifindexes of the containers' host-side devices, by container name.
     pub(super) devices: BTreeMap<String, u32>,
+    /// Containers whose device has no carrier: they have set it down inside.
+    pub(super) silent: BTreeSet<String>,
     /// Ifindexes of bridge and VXLAN device, as last seen.
     overlay_devices: Vec<u32>,
     /// The loaded programs; none where the fast path is off.
@@ -59,6 +65,7 @@ impl Node {
             state,
             config,
             devices: BTreeMap::new(),
+            silent: BTreeSet::new(),
             overlay_devices: Vec::new(),
             datapath: None,
             fast_path_failure: None,
@@ -232,14 +239,10 @@ impl Node {
 
     /// Devices that are named like ours, but that no record knows: leftovers of a crash.
     pub(super) async fn remove_leftovers(&self) -> Result<(), DaemonError> {
-        let known: Vec<&str> = self
-            .state
-            .containers
-            .values()
-            .map(|container| &*container.device)
-            .collect();
         for link in self.netlink.links().await? {
-            if devices::is_host_device(&link) && !known.contains(&&*link.name) {
+            let leftover = devices::container_of(&link)
+                .is_some_and(|name| !self.state.containers.contains_key(name));
+            if leftover {
                 info!("delete leftover device {}", link.name);
                 self.netlink.delete_link(link.index).await?;
             }

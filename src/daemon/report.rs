@@ -2,7 +2,7 @@
 
 use super::{DaemonError, Node};
 use crate::{
-    container::{AddressError, ContainerError},
+    container::{AddressError, ContainerError, namespace},
     control::{
         api::{CacheStatus, Flushed, HitRatio, PeerInfo, Stats, Status},
         server::{Refusal, RefusalKind, Request},
@@ -166,6 +166,12 @@ impl Node {
             .fast_path_failure
             .iter()
             .map(|reason| format!("no fast path, the overlay runs without: {reason}"));
-        lacking.chain(failure).collect()
+        let unreachable = self.state.containers.iter().filter_map(|(name, container)| {
+            let reason = namespace::open(&container.netns).err()?;
+            Some(format!(
+                "container {name} is connected, but its namespace has lost its name ({reason}); `oncache container del {name}` works all the same"
+            ))
+        });
+        lacking.chain(failure).chain(unreachable).collect()
     }
 }

@@ -29,6 +29,8 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// Set up by the administrator (`IFF_UP`), whether or not there is a carrier.
     pub up: bool,
+    /// Has a carrier (`IFF_LOWER_UP`): of a veth device, that the other end is up too.
+    pub carrier: bool,
     /// The interface index of the bridge or bond that this is a port of.
     pub controller: Option<u32>,
     /// The driver's name (`bridge`, `vxlan`, `veth`); none for hardware and loopback.
@@ -187,6 +189,15 @@ impl Netlink {
         Ok(())
     }
 
+    /// Names a device otherwise. Kernels before 6.2 refuse that while it is up (`EBUSY`).
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the device.
+    pub async fn set_name(&self, device: u32, name: &str) -> Result<(), NetlinkError> {
+        let builder = LinkMessageBuilder::<LinkUnspec>::new().name(name);
+        self.set(device, &format!("name {name}"), builder).await
+    }
+
     /// Sets a device up (or down).
     ///
     /// # Errors
@@ -310,6 +321,7 @@ fn parse(entry: RouteNetlinkMessage) -> Option<Link> {
         mtu: 0,
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
         controller: None,
         kind: None,
         alias: None,

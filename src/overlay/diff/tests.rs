@@ -12,6 +12,7 @@ fn link(name: &str, kind: &str, mac: Mac) -> Link {
         mtu: 1450,
         mac: Some(mac),
         up: true,
+        carrier: true,
         controller: None,
         kind: Some(kind.into()),
         alias: None,
