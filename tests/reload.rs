@@ -297,3 +297,35 @@ fn a_peer_that_goes_is_not_carried_any_more_and_leaves_no_traces() {
     let report = sending.join().expect("the sender ends");
     println!("the former peer: {report}");
 }
+
+#[test]
+fn what_departed_while_no_daemon_ran_goes_at_the_first_start_that_knows() {
+    let lab = Lab::hosts(3, ONCACHE);
+    let (alpha, beta, gamma) = (lab.alpha(), lab.beta(), lab.gamma());
+    lab.start();
+    let client = alpha.add_container("client");
+    let [near, far] = [beta, gamma].map(|host| host.add_container("server"));
+    until_fast([alpha, beta], &client, &near);
+    until_fast([alpha, gamma], &client, &far);
+    let maps = PinnedMaps::of(alpha, 65536);
+    let traces = || [near.ip, far.ip].map(|ip| (maps.traces_of(ip).0 > 0, maps.traces_of(ip).1));
+    assert_eq!(traces(), [(true, true); 2]);
+    alpha.kill9();
+
+    // A start that does not get as far as to know who the peers are takes nothing away.
+    alpha.write_config("[node");
+    let refused = alpha.try_start().expect_err("a start with a broken file");
+    assert!(refused.contains("not valid TOML"), "{refused}");
+    assert_eq!(
+        traces(),
+        [(true, true); 2],
+        "after a start that was refused"
+    );
+
+    let beta_alone = alpha.default_config().peers(vec![beta.as_peer()]);
+    alpha.write_config(&beta_alone.to_string());
+    alpha.start();
+    println!("traces of near and far after the start: {:?}", traces());
+    assert_eq!(traces(), [(true, true), (false, false)]);
+    until_fast([alpha, beta], &client, &near);
+}

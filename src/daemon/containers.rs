@@ -185,8 +185,17 @@ impl Node {
         let root = Path::new(PIN_ROOT);
         // The device first: it takes its programs along, each of which by itself takes a grace
         // period to detach (kernel/bpf/tcx.c, `tcx_link_release`).
-        let removed = devices::remove(&self.netlink, name, &container).await;
+        let source = source_of(&container);
+        let (removed, forbidden) = tokio::join!(
+            devices::remove(&self.netlink, name, &container),
+            source_guard::forbid(&source),
+        );
         failures.extend(removed.err().map(DaemonError::from));
+        if forbidden.is_err() {
+            // It may have gone with the table, or never have been in it: look, and mend it.
+            let sources = self.sources(Some(container.ip));
+            failures.extend(self.guard(&sources).await.err());
+        }
         failures.extend(
             attach::detach(root, &container.device)
                 .err()
@@ -199,7 +208,13 @@ impl Node {
         let was_connected = self.devices.remove(name).is_some();
         self.silent.remove(name);
         failures.extend(self.sync_containers().err().map(DaemonError::from));
-        failures.extend(self.forget_holder(&container).await);
+        // The slow path forgets who had the address, as a neighbour and as an end of connections.
+        let (forgotten, neighbour) = tokio::join!(
+            forget_connections(container.ip),
+            self.forget_neighbour(container.ip),
+        );
+        failures.extend(forgotten.err().map(DaemonError::from));
+        failures.extend(neighbour.err().map(DaemonError::from));
         // Last: whatever is learned in the new epoch was judged without all of that. Nothing was
         // learned of one that never had a device.
         if was_connected {
@@ -213,26 +228,6 @@ impl Node {
             }
         }
         failures.extend(self.store.save(&self.state).err().map(DaemonError::from));
-        failures
-    }
-
-    /// Makes the slow path forget who had an address: as a sender, as a neighbour, and as an end of
-    /// connections.
-    async fn forget_holder(&mut self, container: &Container) -> Vec<DaemonError> {
-        let mut failures: Vec<DaemonError> = Vec::new();
-        let source = source_of(container);
-        let (forbidden, forgotten, neighbour) = tokio::join!(
-            source_guard::forbid(&source),
-            forget_connections(container.ip),
-            self.forget_neighbour(container.ip),
-        );
-        failures.extend(forgotten.err().map(DaemonError::from));
-        failures.extend(neighbour.err().map(DaemonError::from));
-        if forbidden.is_err() {
-            // It may have gone with the table; then the next reconciliation writes it anew.
-            let sources = self.sources(Some(container.ip));
-            failures.extend(self.guard(&sources).await.err());
-        }
         failures
     }
 
