@@ -10,16 +10,19 @@
     reason = "constants of the C interface, all small"
 )]
 
+#[path = "../control_socket/mod.rs"]
 mod control_socket;
+#[path = "../pinned_maps/mod.rs"]
 mod pinned_maps;
+mod raw_tcp;
+mod stamped;
 
 use std::{
-    collections::HashMap,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::AsRawFd as _,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, sleep},
@@ -30,6 +33,8 @@ use control_socket::ask;
 use oncache_abi::flow::Verdict;
 use oncache_testbed::{Container, Host, Lab, Place, conntrack};
 use pinned_maps::PinnedMaps;
+use raw_tcp::{RawTcp, segment};
+use stamped::{RECORD, Seen, packet_socket, record, round_of, sniff};
 
 const ROUNDS: u64 = 1000;
 /// Pairs of hosts at once.
@@ -37,30 +42,8 @@ const LANES: u64 = 4;
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 42, 1, 77);
 const UDP_PORT: u16 = 5005;
 const TCP_PORT: u16 = 5007;
-/// What every packet of the conversations carries, with the number of the round.
-const STAMP: &[u8; 8] = b"oncache!";
-const RECORD: usize = 64;
 /// How long the old conversation goes on after the address has its new owner.
-const LINGER: Duration = Duration::from_millis(4);
-
-fn record(round: u64) -> [u8; RECORD] {
-    let mut bytes = [0; RECORD];
-    bytes[..8].copy_from_slice(STAMP);
-    bytes[8..16].copy_from_slice(&round.to_be_bytes());
-    bytes
-}
-
-/// The round that a packet or frame belongs to.
-fn round_of(bytes: &[u8]) -> Option<u64> {
-    let at = bytes
-        .windows(STAMP.len())
-        .position(|found| found == STAMP)?;
-    let number = bytes.get(at + 8..at + 16)?;
-    Some(u64::from_be_bytes(number.try_into().ok()?))
-}
-
-/// Stamped frames seen by round and whether they were TCP's.
-type Seen = Arc<Mutex<HashMap<(u64, bool), u64>>>;
+const LINGER: Duration = Duration::from_millis(5);
 
 /// One of the two containers that have the address in turn. Its namespace is always there; its device
 /// comes and goes.
@@ -160,70 +143,6 @@ fn echo(socket: &UdpSocket, answers: &AtomicU64, over: &AtomicBool) {
     }
 }
 
-/// A socket that sees every frame of every device of the namespace, those that are yet to come
-/// included.
-fn packet_socket() -> OwnedFd {
-    let every = i32::from(u16::to_be(libc::ETH_P_ALL as u16));
-    // SAFETY: no memory is involved; the descriptor is checked and then owned.
-    unsafe {
-        let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, every);
-        assert!(
-            fd >= 0,
-            "a packet socket: {}",
-            std::io::Error::last_os_error()
-        );
-        let socket = OwnedFd::from_raw_fd(fd);
-        let patience = libc::timeval {
-            tv_sec: 0,
-            tv_usec: 100_000,
-        };
-        let length = libc::socklen_t::try_from(size_of_val(&patience)).expect("a small structure");
-        let set = libc::setsockopt(
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_RCVTIMEO,
-            (&raw const patience).cast(),
-            length,
-        );
-        assert_eq!(set, 0, "a time-out: {}", std::io::Error::last_os_error());
-        socket
-    }
-}
-
-fn sniff(socket: &OwnedFd, seen: &Seen, over: &AtomicBool) {
-    /// `PACKET_OUTGOING` of include/uapi/linux/if_packet.h.
-    const OUTGOING: u8 = 4;
-    const TCP: u8 = 6;
-    let mut bytes = [0_u8; 65536];
-    while !over.load(Ordering::Relaxed) {
-        // SAFETY: any bytes are a valid `sockaddr_ll`.
-        let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        let mut length = libc::socklen_t::try_from(size_of_val(&from)).expect("a small structure");
-        // SAFETY: the pointers and lengths describe `bytes` and `from`.
-        let received = unsafe {
-            libc::recvfrom(
-                socket.as_raw_fd(),
-                bytes.as_mut_ptr().cast(),
-                bytes.len(),
-                0,
-                (&raw mut from).cast(),
-                &raw mut length,
-            )
-        };
-        let Ok(received) = usize::try_from(received) else {
-            continue;
-        };
-        let frame = &bytes[..received];
-        if from.sll_pkttype == OUTGOING || frame.len() < 34 {
-            continue;
-        }
-        if let Some(round) = round_of(frame) {
-            let mut seen = seen.lock().expect("nobody has panicked");
-            *seen.entry((round, frame[23] == TCP)).or_default() += 1;
-        }
-    }
-}
-
 /// The remote peer: datagrams without end, each of the round that it is then.
 fn talk(socket: &UdpSocket, round: &AtomicU64, sent: &AtomicU64, over: &AtomicBool) {
     let mut answer = [0; 2048];
@@ -233,75 +152,7 @@ fn talk(socket: &UdpSocket, round: &AtomicU64, sent: &AtomicU64, over: &AtomicBo
             sent.fetch_add(1, Ordering::Relaxed);
         }
         while socket.recv(&mut answer).is_ok() {}
-        sleep(Duration::from_micros(150));
-    }
-}
-
-/// A TCP segment of a connection, stamped, as it stands behind the IP header. Its sequence number is
-/// beyond the window: whoever has the connection answers and takes nothing.
-fn segment(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), round: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    bytes.extend(from.1.to_be_bytes());
-    bytes.extend(to.1.to_be_bytes());
-    bytes.extend([0x40, 0, 0, 0, 0x40, 0, 0, 0]);
-    // Five words of header; PSH and ACK; window; checksum and urgent pointer to come.
-    bytes.extend([0x50, 0x18, 0xff, 0xff, 0, 0, 0, 0]);
-    bytes.extend(record(round));
-    let length = u16::try_from(bytes.len()).expect("a short segment");
-    let pseudo = [
-        &from.0.octets()[..],
-        &to.0.octets()[..],
-        &[0, 6],
-        &length.to_be_bytes()[..],
-    ];
-    let words = pseudo.concat();
-    let sum: u32 = [&words[..], &bytes[..]]
-        .concat()
-        .chunks_exact(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let folded = (folded & 0xffff) + (folded >> 16);
-    let checksum = !u16::try_from(folded).expect("folded");
-    bytes[16..18].copy_from_slice(&checksum.to_be_bytes());
-    bytes
-}
-
-/// Sends segments of connections that no socket of its own speaks for.
-struct RawTcp(OwnedFd);
-
-impl RawTcp {
-    fn new(remote: &Container) -> Self {
-        // SAFETY: no memory is involved; the descriptor is checked and then owned.
-        let fd = remote
-            .enter(|| unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP) });
-        assert!(fd >= 0, "a raw socket: {}", std::io::Error::last_os_error());
-        // SAFETY: as above.
-        Self(unsafe { OwnedFd::from_raw_fd(fd) })
-    }
-
-    fn send(&self, segment: &[u8]) {
-        let to = libc::sockaddr_in {
-            sin_family: libc::AF_INET as libc::sa_family_t,
-            sin_port: 0,
-            sin_addr: libc::in_addr {
-                s_addr: u32::from(ADDRESS).to_be(),
-            },
-            sin_zero: [0; 8],
-        };
-        let length = libc::socklen_t::try_from(size_of_val(&to)).expect("a small structure");
-        // SAFETY: the pointers and lengths describe `segment` and `to`. Refused where the address is
-        // nobody's at the moment, which is no failure here.
-        unsafe {
-            libc::sendto(
-                self.0.as_raw_fd(),
-                segment.as_ptr().cast(),
-                segment.len(),
-                0,
-                (&raw const to).cast(),
-                length,
-            )
-        };
+        sleep(Duration::from_micros(300));
     }
 }
 
@@ -334,8 +185,8 @@ impl Conversation {
                 while !over.load(Ordering::Relaxed) {
                     // A full buffer drops the record; what is in it is sent again and again.
                     let _ = client.write(&record(round));
-                    raw.send(&by_hand);
-                    sleep(Duration::from_micros(400));
+                    raw.send(ADDRESS, &by_hand);
+                    sleep(Duration::from_micros(800));
                 }
             }
         });
