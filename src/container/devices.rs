@@ -1,9 +1,10 @@
 //! A container's device pair: one end a port of the bridge, the other inside.
 
-use std::{net::Ipv4Addr, os::fd::AsFd as _};
+use std::{net::Ipv4Addr, os::fd::AsFd as _, time::Duration};
 
 use ipnet::Ipv4Net;
 use nix::errno::Errno;
+use tracing::warn;
 
 use super::{ContainerError, namespace};
 use crate::{
@@ -155,12 +156,32 @@ pub async fn bring_up(
         let index = netlink.index_of(&container.device).await?;
         netlink.set_up(index, true).await?;
         let inner = Netlink::in_namespace(inside.as_fd()).await?;
-        configure_inside(&inner, container, attachment).await
+        configure_inside(&inner, container, attachment).await?;
+        wait_until_forwarding(netlink, &container.device).await
     };
     up.await.map_err(|source| ContainerError::Netlink {
         name: name.to_owned(),
         source,
     })
+}
+
+/// Waits until the bridge has noticed that its port has a carrier (net/core/link_watch.c tells it, from
+/// a work queue): until then it drops whatever comes. Not for long, and not at all costs.
+async fn wait_until_forwarding(netlink: &Netlink, device: &str) -> Result<(), NetlinkError> {
+    const STEP: Duration = Duration::from_millis(1);
+    const STEPS: usize = 1000;
+    for _ in 0..STEPS {
+        if netlink
+            .link_by_name(device)
+            .await?
+            .is_none_or(|link| link.forwarding)
+        {
+            return Ok(());
+        }
+        tokio::time::sleep(STEP).await;
+    }
+    warn!("{device}: the bridge does not forward yet; the container's first packets may be lost");
+    Ok(())
 }
 
 async fn configure_inside(

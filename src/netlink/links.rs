@@ -9,7 +9,8 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
-        InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        BridgePortState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, InfoVxlan,
+        LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
 };
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan};
@@ -31,6 +32,8 @@ pub struct Link {
     pub up: bool,
     /// Has a carrier (`IFF_LOWER_UP`): of a veth device, that the other end is up too.
     pub carrier: bool,
+    /// Takes and gives packets as a port of a bridge.
+    pub forwarding: bool,
     /// The interface index of the bridge or bond that this is a port of.
     pub controller: Option<u32>,
     /// The driver's name (`bridge`, `vxlan`, `veth`); none for hardware and loopback.
@@ -322,6 +325,7 @@ fn parse(entry: RouteNetlinkMessage) -> Option<Link> {
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
         carrier: message.header.flags.contains(LinkFlags::LowerUp),
+        forwarding: false,
         controller: None,
         kind: None,
         alias: None,
@@ -338,6 +342,10 @@ fn parse(entry: RouteNetlinkMessage) -> Option<Link> {
                 for info in infos {
                     match info {
                         LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+                        LinkInfo::PortData(InfoPortData::BridgePort(data)) => {
+                            let forwarding = InfoBridgePort::State(BridgePortState::Forwarding);
+                            link.forwarding = data.contains(&forwarding);
+                        }
                         LinkInfo::Data(InfoData::Vxlan(data)) => {
                             link.vxlan = Some(parse_vxlan(&data));
                         }

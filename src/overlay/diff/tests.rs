@@ -13,6 +13,7 @@ fn link(name: &str, kind: &str, mac: Mac) -> Link {
         mac: Some(mac),
         up: true,
         carrier: true,
+        forwarding: false,
         controller: None,
         kind: Some(kind.into()),
         alias: None,
