@@ -11,6 +11,7 @@ pub mod container;
 pub mod control;
 pub mod daemon;
 pub mod datapath;
+pub mod log;
 pub mod netlink;
 pub mod overlay;
 pub mod policy;

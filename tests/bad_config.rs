@@ -80,6 +80,13 @@ const FAULTS: &[Fault] = &[
     fault("policy's network", ("", "[[policy]]\naction = \"deny\"\nto = \"10.42.1.7/24\""), "to = ", ["\"10.42.1.7/24\"", "write 10.42.1.0/24"]),
     fault("policy's port", ("", "[[policy]]\naction = \"deny\"\nprotocol = \"udp\"\nports = [\n53,\n0,\n]"), "0,", ["policy.ports \"0\"", "0 is no port"]),
     fault("policy's protocol", ("", "[[policy]]\naction = \"deny\"\nprotocol = \"sctp\""), "sctp", ["\"sctp\"", "no protocol that rules know"]),
+    fault("log level", ("", "[log]\nlevel = \"loud\""), "loud", ["log.level \"loud\"", "no level"]),
+    fault("moved outside the network", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = [\"10.43.1.7\"]"), "moved = ", ["peers.moved \"10.43.1.7\"", "not inside overlay.network"]),
+    fault("moved to where it is", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = [\"10.42.2.7\"]"), "moved = ", ["peers.moved \"10.42.2.7\"", "inside the peer's own subnet"]),
+    fault("moved gateway", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = [\"10.42.1.1\"]"), "moved = ", ["peers.moved \"10.42.1.1\"", "the gateway has it"]),
+    fault("moved twice", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = [\"10.42.1.7\", \"10.42.1.7\"]"), "moved = ", ["peers.moved \"10.42.1.7\"", "moved already"]),
+    fault("moved network", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = [\"10.42.1.8/32\"]"), "moved = ", ["peers.moved \"10.42.1.8/32\"", "not an IPv4 address"]),
+    fault("moved, no list", ("subnet = \"10.42.2.0/24\"", "subnet = \"10.42.2.0/24\"\nmoved = \"10.42.1.7\""), "moved = ", ["peers.moved \"10.42.1.7\"", "must be an array"]),
     fault("metrics", ("", "[metrics]\nlisten = \"127.0.0.1:9469\""), "[metrics]", ["metrics", "not supported by this version"]),
 ];
 

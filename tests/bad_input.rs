@@ -128,8 +128,8 @@ fn containers_that_cannot_be_are_refused_and_leave_nothing() {
             &["10.42.1.255", "broadcast"],
         ),
         (
-            &["new", "--ip", "10.42.2.2"],
-            &["10.42.2.2", "10.42.1.0/24", "outside"],
+            &["new", "--ip", "10.43.2.2"],
+            &["10.43.2.2", "10.42.0.0/16", "outside"],
         ),
         (
             &["new", "--netns", "/run/netns/none"],

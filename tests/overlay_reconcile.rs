@@ -80,7 +80,7 @@ fn comes_up_as_wanted_and_a_second_run_changes_nothing() {
     );
     assert!(
         table.contains(
-            "ip saddr 10.42.1.0/24 ip daddr != 10.42.0.0/16 oifname != \"oncache0\" masquerade"
+            "ip saddr 10.42.0.0/16 ip daddr != 10.42.0.0/16 oifname != \"oncache0\" masquerade"
         ),
         "{table}"
     );

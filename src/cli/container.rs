@@ -25,7 +25,8 @@ pub enum Container {
         /// Path of its network namespace
         #[arg(long, value_name = "PATH")]
         netns: Option<PathBuf>,
-        /// Its address; without, the next free one of this host's subnet
+        /// Its address: of this host's subnet, or one of another's that moves here; without, the next
+        /// free one of the subnet
         #[arg(long, value_name = "ADDRESS")]
         ip: Option<Ipv4Addr>,
         /// Name of the device inside
@@ -36,6 +37,8 @@ pub enum Container {
         json: bool,
     },
     /// Disconnect a container and free its address
+    ///
+    /// What netfilter tracks of the address's connections is forgotten.
     Del {
         /// Its name
         name: String,

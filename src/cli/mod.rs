@@ -42,7 +42,8 @@ enum Command {
     ///
     /// Sets up the overlay and the fast path, serves the control socket and keeps everything as
     /// configured. SIGHUP reloads the configuration; SIGTERM ends the daemon and leaves overlay and
-    /// fast path running. ONCACHE_LOG sets the log level (error, warn, info, debug, trace).
+    /// fast path running. log.level in the configuration sets the log level (error, warn, info,
+    /// debug, trace), and ONCACHE_LOG where it is absent.
     Run(run::Run),
     /// Validate the configuration and probe the kernel
     ///

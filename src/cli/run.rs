@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use tracing_subscriber::EnvFilter;
-
-use crate::daemon::{self, Paths};
+use crate::{
+    daemon::{self, Paths},
+    log,
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Run {
@@ -19,7 +20,7 @@ pub struct Run {
 
 impl Run {
     pub async fn run(self, socket: PathBuf, state: PathBuf) -> anyhow::Result<()> {
-        log_to_stderr();
+        log::to_stderr();
         let paths = Paths {
             config: self.config,
             mount_namespace: self.mount_namespace,
@@ -27,20 +28,5 @@ impl Run {
             state,
         };
         Ok(daemon::run(&paths).await?)
-    }
-}
-
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("ONCACHE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_target(false);
-    // The journal has a clock of its own.
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.without_time().init();
-    } else {
-        log.init();
     }
 }

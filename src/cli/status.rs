@@ -40,13 +40,18 @@ impl Status {
         for warning in &status.warnings {
             print(&format!("warning: {warning}"))?;
         }
-        let peers = status
-            .peers
-            .into_iter()
-            .map(|peer| [peer.name, peer.address.to_string(), peer.subnet.to_string()]);
+        let peers = status.peers.into_iter().map(|peer| {
+            let moved: Vec<String> = peer.moved.iter().map(ToString::to_string).collect();
+            [
+                peer.name,
+                peer.address.to_string(),
+                peer.subnet.to_string(),
+                moved.join(" "),
+            ]
+        });
         print(&format!(
             "\n{}",
-            table(["PEER", "ADDRESS", "SUBNET"], peers, &[])
+            table(["PEER", "ADDRESS", "SUBNET", "MOVED"], peers, &[])
         ))?;
         print(&format!(
             "\n{}",

@@ -60,6 +60,8 @@ causes! {
     MendedInPart = "mended-in-part",
     /// a container is gone
     ContainerGone = "container-gone",
+    /// a container has come from another host, or has left for one
+    ContainerMoved = "container-moved",
     /// the network policy was changed
     Policy = "policy",
     /// the underlay device is another or has another MTU or address

@@ -30,6 +30,57 @@ pub(super) fn check_peers(peers: &[PeerDraft], overlay: &OverlayDraft, faults: &
             check_free_subnet(subnet, overlay.subnet.as_ref(), earlier, faults);
         }
     }
+    check_moved(peers, overlay, faults);
+}
+
+/// Addresses that have moved: each inside the overlay network, one that a container can have, and
+/// behind one host.
+fn check_moved(peers: &[PeerDraft], overlay: &OverlayDraft, faults: &mut Faults) {
+    let moved = || {
+        peers
+            .iter()
+            .flat_map(|peer| peer.moved.iter().map(move |address| (peer, address)))
+    };
+    for (index, (peer, address)) in moved().enumerate() {
+        let shown = address.value.to_string();
+        let mut fault = |why: String, remedy: &str| {
+            faults.value(address.line, "peers.moved", &shown, &refuse(why, remedy));
+        };
+        if let Some(At { value, line }) = &overlay.network
+            && !value.contains(&address.value)
+        {
+            fault(
+                format!("not inside overlay.network {value} (line {line})"),
+                "only containers' addresses move",
+            );
+        }
+        if let Some(At { value, line }) = &peer.subnet
+            && value.contains(&address.value)
+        {
+            fault(
+                format!("inside the peer's own subnet {value} (line {line})"),
+                "remove it: its subnet leads there already",
+            );
+        }
+        let own = overlay.subnet.as_ref();
+        let subnets = peers.iter().filter_map(|peer| peer.subnet.as_ref());
+        let reserved = own
+            .into_iter()
+            .chain(subnets)
+            .find_map(|subnet| value::reserved_in(&subnet.value, address.value));
+        if let Some(kind) = reserved {
+            fault(kind.to_owned(), "only containers' addresses move");
+        }
+        if let Some((_, first)) = moved()
+            .take(index)
+            .find(|(_, it)| it.value == address.value)
+        {
+            fault(
+                format!("moved already (line {})", first.line),
+                "an address is behind one host: keep one of the two",
+            );
+        }
+    }
 }
 
 fn check_inside_overlay(

@@ -31,7 +31,7 @@ pub use policy::{parse_policy, read_policy};
 pub use resolve::VXLAN_OVERHEAD;
 pub use rule::{Action, Party, PortRange, Protocol, Rule, RuleError, port_list};
 pub use schema::{ConfigFile, parse};
-pub use value::check_name;
+pub use value::{check_name, reserved_in};
 
 /// A complete configuration: every value present and checked against the host.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -46,6 +46,54 @@ pub struct Config {
     pub cache: Cache,
     /// The network policy, in the order of the file.
     pub policy: Vec<Rule>,
+    /// The log.
+    pub log: Log,
+}
+
+/// The log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Log {
+    /// The level; none leaves it to the environment (`ONCACHE_LOG`).
+    pub level: Option<LogLevel>,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What failed.
+    Error,
+    /// And what an operator should know.
+    Warn,
+    /// And what was done.
+    Info,
+    /// And how.
+    Debug,
+    /// And everything else.
+    Trace,
+}
+
+impl LogLevel {
+    /// All levels, the quietest first.
+    pub const ALL: [Self; 5] = [
+        Self::Error,
+        Self::Warn,
+        Self::Info,
+        Self::Debug,
+        Self::Trace,
+    ];
+
+    /// The level's name in the file.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
 }
 
 /// This host on the underlay.
@@ -83,8 +131,7 @@ impl Overlay {
     /// The containers' default gateway: the first usable address of [`Self::subnet`].
     #[must_use]
     pub fn gateway(&self) -> Ipv4Addr {
-        // No subnet ends at 255.255.255.255: the addresses from 224.0.0.0 on are refused.
-        Ipv4Addr::from(u32::from(self.subnet.network()).saturating_add(1))
+        value::gateway(&self.subnet)
     }
 }
 
@@ -97,6 +144,24 @@ pub struct Peer {
     pub address: Ipv4Addr,
     /// The addresses of its containers.
     pub subnet: Ipv4Net,
+    /// Addresses outside of it whose containers have moved there.
+    pub moved: Vec<Ipv4Addr>,
+}
+
+impl Config {
+    /// The peer that an address of another's (or nobody's) subnet has moved to.
+    #[must_use]
+    pub fn moved_to(&self, address: Ipv4Addr) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.moved.contains(&address))
+    }
+
+    /// Addresses of this host's subnet whose containers live elsewhere.
+    pub fn away(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let moved = self.peers.iter().flat_map(|peer| &peer.moved);
+        moved
+            .copied()
+            .filter(|address| self.overlay.subnet.contains(address))
+    }
 }
 
 /// The fast path.

@@ -41,6 +41,7 @@ impl ConfigFile {
             name: peer.name.value.clone(),
             address: peer.address.value,
             subnet: peer.subnet.value,
+            moved: peer.moved.iter().map(|address| address.value).collect(),
         });
         Config {
             node: Node {
@@ -60,6 +61,7 @@ impl ConfigFile {
             peers: peers.collect(),
             cache: self.cache.clone(),
             policy: self.policy.clone(),
+            log: self.log,
         }
     }
 

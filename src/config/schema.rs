@@ -15,7 +15,7 @@ use super::policy::read_rules;
 use super::rule::Rule;
 use super::table::{At, LineIndex, Table};
 use super::value::{self, Mtu};
-use super::{Attach, Cache, MarkMask};
+use super::{Attach, Cache, Log, MarkMask};
 
 /// A configuration file that is right as far as the text alone can tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +26,7 @@ pub struct ConfigFile {
     pub(super) peers: Vec<PeerSection>,
     pub(super) cache: Cache,
     pub(super) policy: Vec<Rule>,
+    pub(super) log: Log,
 }
 
 /// `[node]`; what is absent comes from the host.
@@ -54,6 +55,7 @@ pub(super) struct PeerSection {
     pub(super) name: At<String>,
     pub(super) address: At<Ipv4Addr>,
     pub(super) subnet: At<Ipv4Net>,
+    pub(super) moved: Vec<At<Ipv4Addr>>,
 }
 
 /// `[overlay]` with whatever of it could be read, so that the rest can be checked all the same.
@@ -70,6 +72,7 @@ pub(super) struct PeerDraft {
     pub(super) name: Option<At<String>>,
     pub(super) address: Option<At<Ipv4Addr>>,
     pub(super) subnet: Option<At<Ipv4Net>>,
+    pub(super) moved: Vec<At<Ipv4Addr>>,
 }
 
 /// Parses `text`, the contents of the file at `path`, and checks all that needs no host.
@@ -105,7 +108,9 @@ pub(super) fn with_document<T>(
 
 fn read_file(path: &Path, file: &Table<'_>, faults: &mut Faults) -> Option<ConfigFile> {
     file.refuse_unknown(
-        &["node", "overlay", "peers", "cache", "policy", "metrics"],
+        &[
+            "node", "overlay", "peers", "cache", "log", "policy", "metrics",
+        ],
         faults,
     );
     refuse_unsupported(file, faults);
@@ -113,6 +118,7 @@ fn read_file(path: &Path, file: &Table<'_>, faults: &mut Faults) -> Option<Confi
     let overlay = read_overlay(file, faults);
     let peers = read_peers(file, faults);
     let cache = read_cache(file, faults);
+    let log = read_log(file, faults);
     let policy = read_rules(file, faults);
 
     check_overlay(&overlay, faults);
@@ -133,6 +139,7 @@ fn read_file(path: &Path, file: &Table<'_>, faults: &mut Faults) -> Option<Confi
         overlay: complete_overlay(overlay)?,
         peers: complete_peers(peers)?,
         cache,
+        log,
         policy,
     })
 }
@@ -222,7 +229,7 @@ fn read_overlay(file: &Table<'_>, faults: &mut Faults) -> OverlayDraft {
 fn read_peers(file: &Table<'_>, faults: &mut Faults) -> Vec<PeerDraft> {
     let mut peers = Vec::new();
     for table in file.tables("peers", faults) {
-        table.refuse_unknown(&["name", "address", "subnet"], faults);
+        table.refuse_unknown(&["name", "address", "subnet", "moved"], faults);
         peers.push(PeerDraft {
             name: table.required("name", "name = \"beta\"", value::name, faults),
             address: table.required(
@@ -232,6 +239,7 @@ fn read_peers(file: &Table<'_>, faults: &mut Faults) -> Vec<PeerDraft> {
                 faults,
             ),
             subnet: table.required("subnet", "subnet = \"10.42.2.0/24\"", value::subnet, faults),
+            moved: table.elements("moved", value::container_address, faults),
         });
     }
     peers
@@ -270,6 +278,17 @@ fn read_cache(file: &Table<'_>, faults: &mut Faults) -> Cache {
     cache
 }
 
+fn read_log(file: &Table<'_>, faults: &mut Faults) -> Log {
+    let Some(table) = file.table("log", faults) else {
+        return Log::default();
+    };
+    table.refuse_unknown(&["level"], faults);
+    let level = table.optional("level", value::log_level, faults);
+    Log {
+        level: level.map(|level| level.value),
+    }
+}
+
 fn complete_overlay(draft: OverlayDraft) -> Option<OverlaySection> {
     Some(OverlaySection {
         subnet: draft.subnet?,
@@ -286,6 +305,7 @@ fn complete_peers(drafts: Vec<PeerDraft>) -> Option<Vec<PeerSection>> {
             name: draft.name?,
             address: draft.address?,
             subnet: draft.subnet?,
+            moved: draft.moved,
         })
     };
     drafts.into_iter().map(complete).collect()

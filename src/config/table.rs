@@ -87,6 +87,33 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// The elements of the array under `key` as `read` understands them; none if it is absent. Those
+    /// that are wrong are left out, each with a fault.
+    pub(super) fn elements<T>(
+        &self,
+        key: &str,
+        read: impl Fn(&DeValue<'_>) -> Result<T, Refusal>,
+        faults: &mut Faults,
+    ) -> Vec<At<T>> {
+        let Some((line, value)) = self.find(key) else {
+            return Vec::new();
+        };
+        let DeValue::Array(elements) = value.get_ref() else {
+            let refusal = refuse("must be an array", format!("write {key} = [ ... ]"));
+            self.refuse(line, key, value.get_ref(), &refusal, faults);
+            return Vec::new();
+        };
+        let mut read_elements = Vec::new();
+        for element in elements.iter() {
+            let line = self.lines.line_of(element.span().start);
+            match read(element.get_ref()) {
+                Ok(value) => read_elements.push(At { value, line }),
+                Err(refusal) => self.refuse(line, key, element.get_ref(), &refusal, faults),
+            }
+        }
+        read_elements
+    }
+
     /// The table under `key`; `None` if it is absent or, with a fault, no table.
     pub(super) fn table(&self, key: &'static str, faults: &mut Faults) -> Option<Table<'a>> {
         let (line, value) = self.find(key)?;

@@ -27,6 +27,8 @@ flows = 65536
 lease = "30s"
 mark_mask = "0x0fff0000"
 attach = "auto"
+[log]
+level = "info"
 "#;
 
 /// The least a file must hold.
@@ -92,6 +94,7 @@ fn a_good_file_resolves_to_what_it_says() {
         name: name.to_owned(),
         address: Ipv4Addr::new(192, 168, 50, last),
         subnet: subnet.parse().unwrap(),
+        moved: Vec::new(),
     };
     let expected = Config {
         node: Node {
@@ -120,6 +123,9 @@ fn a_good_file_resolves_to_what_it_says() {
             attach: Attach::Auto,
         },
         policy: vec![],
+        log: Log {
+            level: Some(LogLevel::Info),
+        },
     };
     assert_eq!(config, expected);
     assert_eq!(config.overlay.gateway(), Ipv4Addr::new(10, 42, 1, 1));
@@ -200,6 +206,7 @@ fn inline_tables_and_dotted_keys_mean_the_same() {
 overlay.subnet = "10.42.1.0/24"
 overlay.network = "10.42.0.0/16"
 overlay.vni = 0x2a
+log.level = "info"
 peers = [
   { name = "beta", address = "192.168.50.12", subnet = "10.42.2.0/24" },
   { name = "gamma", address = "192.168.50.13", subnet = "10.42.3.0/24" },
@@ -209,7 +216,7 @@ peers = [
     assert_eq!(config, parse_text(GOOD).unwrap().resolve(&facts()).unwrap());
 
     let faulty = text.replace("10.42.3.0/24", "10.42.3.0/31");
-    expect_one("inline", &parse_text(&faulty).unwrap_err(), 7, "no room");
+    expect_one("inline", &parse_text(&faulty).unwrap_err(), 8, "no room");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use toml::de::DeValue;
 
 use super::fault::{Refusal, refuse};
-use super::{Attach, MarkMask};
+use super::{Attach, LogLevel, MarkMask};
 
 /// Longest interface name: `IFNAMSIZ` (16) less the terminating zero, include/uapi/linux/if.h.
 const INTERFACE_NAME_MAX: usize = 15;
@@ -159,20 +159,7 @@ pub(super) fn interface(value: &DeValue<'_>) -> Result<String, Refusal> {
 
 /// The IPv4 address of a host on the underlay.
 pub(super) fn underlay_address(value: &DeValue<'_>) -> Result<Ipv4Addr, Refusal> {
-    let text = text(value)?;
-    let address: Ipv4Addr = text.parse().map_err(|_| {
-        if text.parse::<Ipv6Addr>().is_ok() {
-            refuse(
-                "IPv6 is not supported by this version",
-                "use the host's IPv4 address",
-            )
-        } else {
-            refuse(
-                "not an IPv4 address",
-                "write it as 192.168.50.11, without a prefix length",
-            )
-        }
-    })?;
+    let address = address(value)?;
     match not_unicast(address) {
         Some(kind) => Err(refuse(
             format!("{kind}, not the address of a host"),
@@ -180,6 +167,28 @@ pub(super) fn underlay_address(value: &DeValue<'_>) -> Result<Ipv4Addr, Refusal>
         )),
         None => Ok(address),
     }
+}
+
+/// The IPv4 address of a container; where it may lie is for other values to say.
+pub(super) fn container_address(value: &DeValue<'_>) -> Result<Ipv4Addr, Refusal> {
+    address(value)
+}
+
+fn address(value: &DeValue<'_>) -> Result<Ipv4Addr, Refusal> {
+    let text = text(value)?;
+    text.parse().map_err(|_| {
+        if text.parse::<Ipv6Addr>().is_ok() {
+            refuse(
+                "IPv6 is not supported by this version",
+                "use an IPv4 address",
+            )
+        } else {
+            refuse(
+                "not an IPv4 address",
+                "write it as 192.168.50.11, without a prefix length",
+            )
+        }
+    })
 }
 
 /// What `address` is if it cannot be the address of one host.
@@ -230,6 +239,25 @@ pub(super) fn subnet(value: &DeValue<'_>) -> Result<Ipv4Net, Refusal> {
         ));
     }
     Ok(net)
+}
+
+/// What `address` is in `subnet` if it is there and no container can have it.
+pub fn reserved_in(subnet: &Ipv4Net, address: Ipv4Addr) -> Option<&'static str> {
+    if address == subnet.network() {
+        Some("the network's own address")
+    } else if address == subnet.broadcast() {
+        Some("the broadcast address")
+    } else if address == gateway(subnet) {
+        Some("the gateway has it")
+    } else {
+        None
+    }
+}
+
+/// The containers' gateway: the first usable address of their subnet.
+pub fn gateway(subnet: &Ipv4Net) -> Ipv4Addr {
+    // No subnet ends at 255.255.255.255: the addresses from 224.0.0.0 on are refused.
+    Ipv4Addr::from(u32::from(subnet.network()).saturating_add(1))
 }
 
 /// Whether two networks share an address; of two such, one contains the other.
@@ -318,6 +346,15 @@ pub(super) fn attach(value: &DeValue<'_>) -> Result<Attach, Refusal> {
             "write \"auto\", \"tcx\" or \"clsact\"",
         )),
     }
+}
+
+/// How much is logged.
+pub(super) fn log_level(value: &DeValue<'_>) -> Result<LogLevel, Refusal> {
+    let level = LogLevel::ALL
+        .into_iter()
+        .find(|level| value.as_str() == Some(level.name()));
+    let names = LogLevel::ALL.map(|level| format!("{:?}", level.name()));
+    level.ok_or_else(|| refuse("no level", format!("write one of {}", names.join(", "))))
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! A container's device pair: one end a port of the bridge, the other inside.
 
-use std::{net::Ipv4Addr, os::fd::AsFd as _};
+use std::{net::Ipv4Addr, os::fd::AsFd as _, time::Duration};
 
 use ipnet::Ipv4Net;
 use nix::errno::Errno;
+use tracing::warn;
 
 use super::{ContainerError, namespace};
 use crate::{
@@ -40,14 +41,17 @@ pub fn host_device(name: &str) -> String {
     format!("{HASHED}{:011x}", fnv1a(name.as_bytes()) >> 20)
 }
 
-/// Whether a device is one of ours by name and alias: if no record knows it, it is a leftover.
+/// The container that a device is the host-side end of, by its alias: its name may have been changed.
+/// If no record knows the container, the device is a leftover.
+#[must_use]
+pub fn container_of(device: &Link) -> Option<&str> {
+    device.alias.as_ref()?.strip_prefix(ALIAS)
+}
+
+/// Whether a device is one of ours.
 #[must_use]
 pub fn is_host_device(device: &Link) -> bool {
-    (device.name.starts_with(NAMED) || device.name.starts_with(HASHED))
-        && device
-            .alias
-            .as_ref()
-            .is_some_and(|alias| alias.starts_with(ALIAS))
+    container_of(device).is_some()
 }
 
 /// MAC address of the host-side end: locally administered, made of the container's address. Given
@@ -152,12 +156,32 @@ pub async fn bring_up(
         let index = netlink.index_of(&container.device).await?;
         netlink.set_up(index, true).await?;
         let inner = Netlink::in_namespace(inside.as_fd()).await?;
-        configure_inside(&inner, container, attachment).await
+        configure_inside(&inner, container, attachment).await?;
+        wait_until_forwarding(netlink, &container.device).await
     };
     up.await.map_err(|source| ContainerError::Netlink {
         name: name.to_owned(),
         source,
     })
+}
+
+/// Waits until the bridge has noticed that its port has a carrier (net/core/link_watch.c tells it, from
+/// a work queue): until then it drops whatever comes. Not for long, and not at all costs.
+async fn wait_until_forwarding(netlink: &Netlink, device: &str) -> Result<(), NetlinkError> {
+    const STEP: Duration = Duration::from_millis(1);
+    const STEPS: usize = 1000;
+    for _ in 0..STEPS {
+        if netlink
+            .link_by_name(device)
+            .await?
+            .is_none_or(|link| link.forwarding)
+        {
+            return Ok(());
+        }
+        tokio::time::sleep(STEP).await;
+    }
+    warn!("{device}: the bridge does not forward yet; the container's first packets may be lost");
+    Ok(())
 }
 
 async fn configure_inside(
@@ -168,7 +192,13 @@ async fn configure_inside(
     let loopback = inner.index_of("lo").await?;
     inner.set_up(loopback, true).await?;
     let device = inner.index_of(&container.ifname).await?;
-    let prefix = attachment.subnet.prefix_len();
+    // An address of elsewhere has nobody on its link but the gateway.
+    let at_home = attachment.subnet.contains(&container.ip);
+    let prefix = if at_home {
+        attachment.subnet.prefix_len()
+    } else {
+        32
+    };
     let address = Ipv4Net::new(container.ip, prefix).unwrap_or(Ipv4Net::from(container.ip));
     inner.add_address(device, address).await?;
     inner.set_up(device, true).await?;
@@ -176,7 +206,7 @@ async fn configure_inside(
         destination: Ipv4Net::default(),
         gateway: Some(attachment.gateway),
         device,
-        onlink: false,
+        onlink: !at_home,
         source: None,
         reach: RouteReach::Universe,
         metric: 0,
@@ -186,36 +216,69 @@ async fn configure_inside(
     inner.add_route(&default).await
 }
 
-/// Puts the host-side end of a container right where somebody changed it: port of the bridge, up,
-/// with the overlay's MTU, which the inner end then gets, too. Returns its ifindex and whether
-/// anything was changed; `None` where the device is gone.
+/// A container's host-side end as [`mend`] leaves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostEnd {
+    /// Its ifindex.
+    pub index: u32,
+    /// Both ends are up: what is sent into it arrives.
+    pub carrier: bool,
+    /// Something had to be put right.
+    pub mended: bool,
+}
+
+/// The host-side end of a container among the host's devices, whatever somebody has called it: its
+/// alias tells, or its name together with its link-layer address.
+fn find<'l>(links: &'l [Link], name: &str, container: &Container) -> Option<&'l Link> {
+    let alias = format!("{ALIAS}{name}");
+    let marked = |link: &&Link| link.alias.as_ref() == Some(&alias);
+    let named =
+        |link: &&Link| link.name == container.device && link.mac == Some(port_mac(container.ip));
+    links
+        .iter()
+        .find(marked)
+        .or_else(|| links.iter().find(named))
+}
+
+/// Puts the host-side end of a container right where somebody changed it: its name and alias, port of
+/// the bridge, up, with the overlay's MTU. `links` are the host's devices. `None` where the device is
+/// gone.
 ///
 /// # Errors
 ///
 /// [`ContainerError`].
 pub async fn mend(
     netlink: &Netlink,
+    links: &[Link],
     name: &str,
     container: &Container,
     mtu: u32,
-) -> Result<Option<(u32, bool)>, ContainerError> {
+) -> Result<Option<HostEnd>, ContainerError> {
+    let Some(device) = find(links, name, container) else {
+        return Ok(None);
+    };
+    let index = device.index;
     let failed = |source| ContainerError::Netlink {
         name: name.to_owned(),
         source,
     };
-    let links = netlink.links().await.map_err(failed)?;
-    let Some(device) = links.iter().find(|link| link.name == container.device) else {
-        return Ok(None);
-    };
-    let bridge = links
-        .iter()
-        .find(|link| link.name == BRIDGE)
-        .map(|link| link.index);
-    let mut changed = false;
+    let mut mended = false;
+    if device.name != container.device {
+        let renamed = rename(netlink, device, &container.device).await;
+        renamed.map_err(failed)?;
+        mended = true;
+    }
+    let alias = format!("{ALIAS}{name}");
+    if device.alias.as_ref() != Some(&alias) {
+        netlink.set_alias(index, &alias).await.map_err(failed)?;
+        mended = true;
+    }
+    let bridge = links.iter().find(|link| link.name == BRIDGE);
+    let bridge = bridge.map(|link| link.index);
     if device.controller != bridge && bridge.is_some() {
-        let set = netlink.set_controller(device.index, bridge).await;
+        let set = netlink.set_controller(index, bridge).await;
         set.map_err(failed)?;
-        changed = true;
+        mended = true;
     }
     if device.mtu != mtu {
         // What one end sends and the other does not take is lost without a word
@@ -223,18 +286,62 @@ pub async fn mend(
         if mtu < device.mtu {
             set_mtu_inside(name, container, (device.mtu, mtu)).await?;
         }
-        let set = netlink.set_mtu(device.index, mtu).await;
-        set.map_err(failed)?;
+        netlink.set_mtu(index, mtu).await.map_err(failed)?;
         if mtu > device.mtu {
             set_mtu_inside(name, container, (device.mtu, mtu)).await?;
         }
-        changed = true;
+        mended = true;
     }
     if !device.up {
-        netlink.set_up(device.index, true).await.map_err(failed)?;
-        changed = true;
+        netlink.set_up(index, true).await.map_err(failed)?;
+        mended = true;
     }
-    Ok(Some((device.index, changed)))
+    // A device that was just set up gets its carrier with that; the next look tells if it did not.
+    let carrier = device.carrier || mended;
+    Ok(Some(HostEnd {
+        index,
+        carrier,
+        mended,
+    }))
+}
+
+async fn rename(netlink: &Netlink, device: &Link, name: &str) -> Result<(), NetlinkError> {
+    match netlink.set_name(device.index, name).await {
+        Err(error) if error.errno() == Some(Errno::EBUSY) => {
+            netlink.set_up(device.index, false).await?;
+            netlink.set_name(device.index, name).await?;
+            netlink.set_up(device.index, true).await
+        }
+        outcome => outcome,
+    }
+}
+
+/// Removes addresses from a container's neighbour table.
+///
+/// # Errors
+///
+/// [`ContainerError`] where the container can't be entered.
+pub async fn forget_neighbours(
+    name: &str,
+    container: &Container,
+    addresses: &[Ipv4Addr],
+) -> Result<(), ContainerError> {
+    let inside = namespace::open(&container.netns)?;
+    let forget = async {
+        let inner = Netlink::in_namespace(inside.as_fd()).await?;
+        let device = inner.index_of(&container.ifname).await?;
+        for address in addresses {
+            match inner.delete_neighbour(device, *address).await {
+                Err(error) if !error.is_absent() => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    };
+    forget.await.map_err(|source| ContainerError::Netlink {
+        name: name.to_owned(),
+        source,
+    })
 }
 
 /// Gives the device inside a container another MTU (old, new), unless it has a smaller one that
@@ -257,6 +364,27 @@ async fn set_mtu_inside(
         name: name.to_owned(),
         source,
     })
+}
+
+/// Removes a container's device pair, whatever somebody has called its host-side end; no error where it
+/// is gone.
+///
+/// # Errors
+///
+/// [`NetlinkError`].
+pub async fn remove(
+    netlink: &Netlink,
+    name: &str,
+    container: &Container,
+) -> Result<(), NetlinkError> {
+    let links = netlink.links().await?;
+    let Some(device) = find(&links, name, container) else {
+        return Ok(());
+    };
+    match netlink.delete_link(device.index).await {
+        Err(error) if !error.is_absent() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Removes a device pair by its host-side end; no error where it is gone, or where another

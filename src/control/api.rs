@@ -88,6 +88,9 @@ pub struct PeerInfo {
     pub address: Ipv4Addr,
     /// Its containers' subnet.
     pub subnet: Ipv4Net,
+    /// Addresses outside of it whose containers have moved there.
+    #[serde(default)]
+    pub moved: Vec<Ipv4Addr>,
 }
 
 /// The fast path as it runs.

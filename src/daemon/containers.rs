@@ -1,6 +1,6 @@
 //! The node's containers: added, deleted, adopted, mended.
 
-use std::path::Path;
+use std::{collections::BTreeSet, net::Ipv4Addr, path::Path};
 
 use tracing::{info, warn};
 
@@ -11,13 +11,14 @@ use crate::{
     container::{
         ContainerError,
         addresses::{claim, next_free},
-        devices::{self, Attachment, bring_up, connect, host_device, remove_device},
+        devices::{self, Attachment, bring_up, connect, host_device},
         namespace,
     },
     control::api::{AddContainer, ContainerInfo},
     datapath::{PIN_ROOT, attach},
+    netlink::{NetlinkError, forget_connections},
     overlay::{
-        names::container_mac,
+        names::{BRIDGE, container_mac},
         source_guard::{self, Source},
     },
     state::Container,
@@ -80,11 +81,12 @@ impl Node {
                 .map(|(name, it)| (it.ip, name.as_str()))
         };
         let ip = match request.ip {
-            Some(wish) => claim(overlay.subnet, overlay.gateway(), held(), wish)?,
+            Some(wish) => claim(&self.config, held(), wish)?,
             None => {
-                let taken = held().map(|(ip, _)| ip).collect();
+                let here = held().map(|(ip, _)| ip);
+                let taken = here.chain(self.config.away()).collect();
                 let last = self.state.last_address;
-                next_free(overlay.subnet, overlay.gateway(), &taken, last)?
+                next_free(overlay.subnet, &taken, last)?
             }
         };
         Ok(Container {
@@ -108,21 +110,41 @@ impl Node {
         };
         let index = connect(&self.netlink, name, &container, attachment).await?;
         self.devices.insert(name.to_owned(), index);
-        // Before the device is up: its first frame finds its source known, the rules that name it in
-        // force and the programs there.
-        self.guard_sources().await?;
+        self.sync_containers()?;
+        // All of it before the device is up: its first frame finds its source known, the rules
+        // that name it in force, the programs there, and nothing left of whoever had the address before.
+        let source = source_of(&container);
+        let programs = async { self.attach_to_container(&container.device) };
+        let (allowed, forgotten, attached) = tokio::join!(
+            source_guard::allow(&source),
+            forget_connections(container.ip),
+            programs,
+        );
+        attached?;
+        forgotten?;
+        if allowed.is_err() {
+            // The table is not as it should be: look, and mend it.
+            self.guard_sources().await?;
+        }
         if self.mend_policy().await? {
             self.invalidate(Cause::Policy, name);
         }
-        self.sync_containers()?;
-        if let Some(datapath) = &mut self.datapath {
-            datapath.attach(&container.device, attach::CONTAINER)?;
+        if self.is_visitor(container.ip) {
+            // Its own route, or what is for it would go on leaving for where it was.
+            self.mend_overlay().await?;
         }
         bring_up(&self.netlink, name, &container, attachment).await?;
+        self.greet(&container).await?;
+        if self.is_visitor(container.ip) {
+            // What was learned of it as a remote container is wrong now.
+            self.invalidate(Cause::ContainerMoved, name);
+        }
         if let Some(record) = self.state.containers.get_mut(name) {
             record.pending = false;
         }
-        self.state.last_address = Some(container.ip);
+        if !self.is_visitor(container.ip) {
+            self.state.last_address = Some(container.ip);
+        }
         self.store.save(&self.state)?;
         info!(
             "container {name} added: {} in {}",
@@ -165,35 +187,96 @@ impl Node {
         };
         let mut failures: Vec<DaemonError> = Vec::new();
         let root = Path::new(PIN_ROOT);
+        // The device first: it takes its programs along, each of which by itself takes a grace
+        // period to detach (kernel/bpf/tcx.c, `tcx_link_release`).
+        let source = source_of(&container);
+        let (removed, forbidden) = tokio::join!(
+            devices::remove(&self.netlink, name, &container),
+            source_guard::forbid(&source),
+        );
+        failures.extend(removed.err().map(DaemonError::from));
+        if forbidden.is_err() {
+            // It may have gone with the table, or never have been in it: look, and mend it.
+            let sources = self.sources(Some(container.ip));
+            failures.extend(self.guard(&sources).await.err());
+        }
         failures.extend(
             attach::detach(root, &container.device)
                 .err()
                 .map(DaemonError::from),
         );
-        let removed = remove_device(&self.netlink, &container.device).await;
-        failures.extend(removed.err().map(DaemonError::from));
         if let Some(inode) = container.owned_netns {
             let removed = namespace::remove(&container.netns, inode).map_err(ContainerError::from);
             failures.extend(removed.err().map(DaemonError::from));
         }
         let was_connected = self.devices.remove(name).is_some();
+        self.silent.remove(name);
         failures.extend(self.sync_containers().err().map(DaemonError::from));
-        // Nothing was learned of one that never had a device.
+        // The slow path forgets who had the address, as a neighbour and as an end of connections.
+        let (forgotten, neighbour) = tokio::join!(
+            forget_connections(container.ip),
+            self.forget_neighbour(container.ip),
+        );
+        failures.extend(forgotten.err().map(DaemonError::from));
+        failures.extend(neighbour.err().map(DaemonError::from));
+        // Last: whatever is learned in the new epoch was judged without all of that. Nothing was
+        // learned of one that never had a device.
         if was_connected {
             self.invalidate(Cause::ContainerGone, name);
         }
         if failures.is_empty() {
             self.state.containers.remove(name);
-            failures.extend(self.guard_sources().await.err());
             // Before the address can be another's.
             match self.mend_policy().await {
                 Ok(true) => self.invalidate(Cause::Policy, name),
                 Ok(false) => {}
                 Err(failure) => failures.push(failure),
             }
+            if self.is_visitor(container.ip) {
+                failures.extend(self.mend_overlay().await.err());
+                self.invalidate(Cause::ContainerMoved, name);
+            }
         }
         failures.extend(self.store.save(&self.state).err().map(DaemonError::from));
         failures
+    }
+
+    /// Tells the host's own neighbour table where an address is now. Without, a packet that somebody
+    /// sent while nobody had the address would make everybody wait for the next question, up to a
+    /// second (net/core/neighbour.c, `neigh_timer_handler`).
+    async fn greet(&self, container: &Container) -> Result<(), NetlinkError> {
+        let bridge = self.netlink.index_of(BRIDGE).await?;
+        let mac = container_mac(container.ip);
+        self.netlink
+            .suggest_neighbour(bridge, container.ip, mac)
+            .await
+    }
+
+    /// Frames for the container would go to every port of the bridge now, and its heir may have
+    /// another link-layer address.
+    async fn forget_neighbour(&self, ip: Ipv4Addr) -> Result<(), NetlinkError> {
+        let gone = async {
+            let bridge = self.netlink.index_of(BRIDGE).await?;
+            self.netlink.delete_neighbour(bridge, ip).await
+        };
+        match gone.await {
+            Err(error) if !error.is_absent() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the containers here ask anew where these addresses are: their neighbour tables would go
+    /// on leading to somebody who is gone, until the kernel finds out (net/ipv4/arp.c: `delay_probe_time`
+    /// and three probes, some 8 s). A container that can't be entered waits that long.
+    pub(super) async fn forget_in_containers(&self, addresses: &[Ipv4Addr]) {
+        if addresses.is_empty() {
+            return;
+        }
+        for (name, container) in &self.state.containers {
+            if let Err(reason) = devices::forget_neighbours(name, container, addresses).await {
+                warn!("{reason}");
+            }
+        }
     }
 
     /// All containers.
@@ -207,7 +290,8 @@ impl Node {
     }
 
     /// Takes over the containers of an earlier daemon, and removes what it left half made.
-    pub(super) async fn adopt_containers(&mut self) -> Result<(), DaemonError> {
+    /// Returns whether anything had to be changed.
+    pub(super) async fn adopt_containers(&mut self) -> Result<bool, DaemonError> {
         let halves: Vec<String> = self
             .state
             .containers
@@ -222,23 +306,30 @@ impl Node {
             }
         }
         self.remove_leftovers().await?;
-        self.mend_containers().await?;
-        Ok(())
+        self.mend_containers().await
     }
 
     /// Lets every container send from its own addresses, and from no others. Returns whether that
     /// took a change.
     async fn guard_sources(&self) -> Result<bool, DaemonError> {
-        let sources = self.state.containers.values().map(|container| Source {
-            device: container.device.clone(),
-            mac: container_mac(container.ip),
-            ip: container.ip,
-        });
-        let done = source_guard::reconcile(&sources.collect()).await?;
+        self.guard(&self.sources(None)).await
+    }
+
+    async fn guard(&self, sources: &BTreeSet<Source>) -> Result<bool, DaemonError> {
+        let done = source_guard::reconcile(sources).await?;
         for line in &done {
             info!("{line}");
         }
         Ok(!done.is_empty())
+    }
+
+    /// Who may send, but for the holder of an address that is being taken away.
+    fn sources(&self, but: Option<Ipv4Addr>) -> BTreeSet<Source> {
+        let containers = self.state.containers.values();
+        containers
+            .filter(|container| Some(container.ip) != but)
+            .map(source_of)
+            .collect()
     }
 
     /// Puts the containers' host-side devices right and notices those that vanished. Returns
@@ -247,10 +338,17 @@ impl Node {
         let mtu = self.config.overlay.mtu;
         let mut changed = false;
         let mut vanished = Vec::new();
+        let links = self.netlink.links().await?;
+        let mut silent = BTreeSet::new();
         for (name, container) in &self.state.containers {
-            match devices::mend(&self.netlink, name, container, mtu).await? {
-                Some((index, mended)) => {
-                    changed |= mended | (self.devices.insert(name.clone(), index) != Some(index));
+            match devices::mend(&self.netlink, &links, name, container, mtu).await? {
+                Some(end) => {
+                    // One that was not known before was adopted as it is.
+                    let before = self.devices.insert(name.clone(), end.index);
+                    changed |= end.mended | before.is_some_and(|before| before != end.index);
+                    if !end.carrier {
+                        silent.insert(name.clone());
+                    }
                 }
                 None => vanished.push(name.clone()),
             }
@@ -263,8 +361,22 @@ impl Node {
             changed = true;
         }
         changed |= self.guard_sources().await?;
-        changed |= self.sync_containers()?;
+        // A container that sets its own device down or up is nobody else's concern: its entry goes or
+        // comes, and no rule has changed.
+        let its_own = self.silent != silent;
+        self.silent = silent;
+        let told = self.sync_containers()?;
+        changed |= told && !its_own;
         Ok(changed)
+    }
+}
+
+/// What the container may send from.
+fn source_of(container: &Container) -> Source {
+    Source {
+        device: container.device.clone(),
+        mac: container_mac(container.ip),
+        ip: container.ip,
     }
 }
 

@@ -44,18 +44,47 @@ impl Node {
         }
     }
 
+    /// Whether programs are loaded.
+    pub(super) const fn has_fast_path(&self) -> bool {
+        self.datapath.is_some()
+    }
+
+    /// Takes the fast path away until [`Node::start_fast_path`].
+    pub(super) fn leave_fast_path(&mut self) {
+        if let Err(reason) = self.stop_fast_path() {
+            error!("remove the fast path: {reason}");
+        }
+    }
+
+    /// Tells the programs who the peers are: packets from and to those that are gone miss at once.
+    pub(super) fn sync_peers(&mut self) -> Result<bool, DaemonError> {
+        let peers: HashSet<Ipv4Addr> = self.config.peers.iter().map(|peer| peer.address).collect();
+        match &mut self.datapath {
+            Some(datapath) => Ok(datapath.set_peers(&peers)?),
+            None => Ok(false),
+        }
+    }
+
     fn try_start_fast_path(&mut self) -> Result<(), DaemonError> {
+        let former = match &self.datapath {
+            Some(datapath) => Some(datapath.settings()?.epoch),
+            None => None,
+        };
         let root = Path::new(PIN_ROOT);
         let sizes = Sizes {
             flows: self.config.cache.flows,
         };
         let mode = attach_mode(self.config.cache.attach);
-        let mut datapath = Datapath::load(root, &constants(&self.config), sizes, mode)?;
-        let peers: HashSet<Ipv4Addr> = self.config.peers.iter().map(|peer| peer.address).collect();
-        datapath.set_peers(&peers)?;
+        let datapath = Datapath::load(root, &constants(&self.config), sizes, mode)?;
+        if let Some(former) = former {
+            // Packets may be on their way that missed under the former maps: new ones must not take
+            // their marks for their own.
+            datapath.count_on_from(former)?;
+        }
         // Before any program of it can learn.
         self.invalidator.take_charge_of(Some(datapath.epoch()));
         self.datapath = Some(datapath);
+        self.sync_peers()?;
         self.sync_containers()?;
         // What was learned under another configuration dies before these programs see it, and what
         // the programs before them may have learned meanwhile dies after.
@@ -99,6 +128,14 @@ impl Node {
         Ok(())
     }
 
+    /// Puts the programs on the device of a container that is being added.
+    pub(super) fn attach_to_container(&mut self, device: &str) -> Result<(), DatapathError> {
+        match &mut self.datapath {
+            Some(datapath) => datapath.attach(device, CONTAINER).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
     /// Takes the programs off an underlay device that is one no more.
     pub(super) async fn leave_underlay(&mut self, device: &str) {
         if let Err(reason) = attach::detach(Path::new(PIN_ROOT), device) {
@@ -138,6 +175,9 @@ impl Node {
         let present: Vec<(Ipv4Addr, u32)> = self
             .devices
             .iter()
+            // The kernel would drop what is redirected to a device that is down inside; the slow path
+            // tells the sender that there is nobody.
+            .filter(|(name, _)| !self.silent.contains(*name))
             .filter_map(|(name, index)| Some((self.state.containers.get(name)?.ip, *index)))
             .collect();
         datapath.set_containers(&present)
@@ -205,7 +245,7 @@ fn attach_mode(wanted: Attach) -> AttachMode {
 }
 
 /// The programs' constants under `config`.
-fn constants(config: &Config) -> Constants {
+pub(super) fn constants(config: &Config) -> Constants {
     let network = config.overlay.network;
     Constants {
         host: u32::from(config.node.address).to_be(),

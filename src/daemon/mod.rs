@@ -11,6 +11,7 @@ mod invalidation;
 mod lock;
 mod node;
 mod policy;
+mod reload;
 mod report;
 mod signals;
 pub mod teardown;
@@ -41,7 +42,7 @@ use self::{
 use crate::{
     config::{self, Config, ConfigErrors, ConfigFile},
     container::{
-        ContainerError,
+        AddressError, ContainerError,
         mount_namespace::{MountNamespaceError, use_paths_of},
     },
     control::server::{self, Request, SocketError},
@@ -139,6 +140,14 @@ pub enum DaemonError {
     /// Changes would not be noticed any more.
     #[error("the thread that watches the kernel has ended; start the daemon again and report this")]
     Deaf,
+    /// A container's address that the configuration does not leave to it.
+    #[error("container {name}: {reason}; delete the container first")]
+    AddressInUse {
+        /// The container.
+        name: String,
+        /// Why it can't have its address.
+        reason: AddressError,
+    },
     /// Signals can't be received.
     #[error("listen for signals: {0}")]
     Signals(io::Error),
@@ -312,10 +321,12 @@ async fn reload(node: &mut Node, paths: &Paths) {
             node.summary()
         }
         Err(reason) => {
-            let said = format!("reload refused, the running configuration stays: {reason}");
+            // One line, however many faults; in the status a line's end would begin another assignment
+            // (sd_notify(3)).
+            let said = format!("reload refused, the running configuration stays: {reason}")
+                .replace('\n', "; ");
             error!("{said}");
-            // A line's end would begin another assignment (sd_notify(3)).
-            said.replace('\n', "; ")
+            said
         }
     };
     notify(&[NotifyState::Ready, NotifyState::Status(&said)]);

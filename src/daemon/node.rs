@@ -1,6 +1,10 @@
 //! This host's part of the overlay, as the daemon holds it.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::Path,
+};
 
 use tracing::{error, info};
 
@@ -15,6 +19,7 @@ use crate::{
     config::{Config, ConfigFile},
     container::devices,
     datapath::{Datapath, PIN_ROOT},
+    log,
     netlink::{Mac, Netlink, format_mac, host_facts},
     overlay::{
         names::{BRIDGE, VXLAN},
@@ -33,11 +38,13 @@ pub struct Node {
     pub(super) store: Store,
     pub(super) state: State,
     /// The configuration as written: what the host decides of it may change.
-    file: ConfigFile,
+    pub(super) file: ConfigFile,
     pub(super) config: Config,
     pub(super) invalidator: Invalidator,
     /// Ifindexes of the containers' host-side devices, by container name.
     pub(super) devices: BTreeMap<String, u32>,
+    /// Containers whose device has no carrier: they have set it down inside.
+    pub(super) silent: BTreeSet<String>,
     /// The loaded programs; none where the fast path is off.
     pub(super) datapath: Option<Datapath>,
     /// Why the fast path is off though it is configured.
@@ -71,6 +78,7 @@ impl Node {
             config,
             invalidator,
             devices: BTreeMap::new(),
+            silent: BTreeSet::new(),
             datapath: None,
             fast_path_failure: None,
             policy_tables: PolicyTables::default(),
@@ -105,11 +113,16 @@ impl Node {
     /// [`DaemonError`]: the slow path can't be had. A fast path that can't be had is only logged:
     /// the overlay works without.
     pub async fn start(&mut self) -> Result<(), DaemonError> {
+        log::set_level(self.config.log.level);
         // Kept before it is changed, and never overwritten by our own value.
         if self.state.tcp_be_liberal.is_none() {
             self.state.tcp_be_liberal = self.sysctls.tcp_be_liberal()?;
         }
         self.store.save(&self.state)?;
+        // The file was changed while no daemon ran. It holds; what it strands is said.
+        if let Err(reason) = self.check_addresses(&self.config) {
+            error!("{reason}");
+        }
         self.mend_overlay().await?;
         self.mend_policy().await?;
         if let Some(former) = self.state.underlay.clone()
@@ -122,64 +135,6 @@ impl Node {
         // Of what changed while no daemon ran, only part could be told: nftables counts its
         // transactions, but neither routes nor neighbours nor conntrack count theirs.
         self.invalidate(Cause::Start, "");
-        Ok(())
-    }
-
-    /// Takes a new configuration into force.
-    ///
-    /// # Errors
-    ///
-    /// [`DaemonError`]: the new configuration can't be had; the old one is back in force.
-    pub async fn reconfigure(
-        &mut self,
-        file: ConfigFile,
-        config: Config,
-    ) -> Result<(), DaemonError> {
-        self.change_to(config, Cause::Reload, "").await?;
-        self.file = file;
-        Ok(())
-    }
-
-    async fn change_to(
-        &mut self,
-        config: Config,
-        cause: Cause,
-        object: &str,
-    ) -> Result<(), DaemonError> {
-        if config.overlay.subnet != self.config.overlay.subnet && !self.state.containers.is_empty()
-        {
-            return Err(DaemonError::SubnetInUse {
-                wanted: config.overlay.subnet,
-                present: self.config.overlay.subnet,
-                count: self.state.containers.len(),
-            });
-        }
-        let old = std::mem::replace(&mut self.config, config);
-        if let Err(failure) = self.take_over(&old).await {
-            self.config = old;
-            if let Err(reason) = self.mend_overlay().await {
-                error!("return to the old configuration: {reason}");
-            }
-            if let Err(reason) = self.mend_policy().await {
-                error!("return to the old policy: {reason}");
-            }
-            // Part of it may have been in force.
-            self.invalidate(Cause::Reload, "put back");
-            return Err(failure);
-        }
-        self.start_fast_path();
-        self.invalidate(cause, object);
-        Ok(())
-    }
-
-    /// Brings slow path and containers from the configuration `old` to the present one.
-    async fn take_over(&mut self, old: &Config) -> Result<(), DaemonError> {
-        self.mend_overlay().await?;
-        self.mend_policy().await?;
-        self.adopt_containers().await?;
-        if old.node.underlay != self.config.node.underlay {
-            self.leave_underlay(&old.node.underlay).await;
-        }
         Ok(())
     }
 
@@ -258,13 +213,13 @@ impl Node {
     }
 
     /// Applies what the slow path lacks. Returns whether anything was done.
-    async fn mend_overlay(&mut self) -> Result<bool, DaemonError> {
+    pub(super) async fn mend_overlay(&mut self) -> Result<bool, DaemonError> {
         let field = self.mark_field();
         let marks = Marks {
             miss: field.miss_bits(),
             est: field.established_bit(),
         };
-        let wanted = WantedOverlay::new(&self.config, marks);
+        let wanted = WantedOverlay::new(&self.config, marks).with_visitors(self.visitors());
         let (done, failure) = match reconcile(&self.netlink, &self.sysctls, &wanted).await {
             Ok(done) => (done, None),
             Err(mut failure) => (std::mem::take(&mut failure.done), Some(failure)),
@@ -281,6 +236,17 @@ impl Node {
             Some(failure) => Err(failure.into()),
             None => Ok(!done.is_empty()),
         }
+    }
+
+    /// Addresses of this host's containers that are not of its subnet.
+    fn visitors(&self) -> Vec<Ipv4Addr> {
+        let held = self.state.containers.values().map(|container| container.ip);
+        held.filter(|ip| self.is_visitor(*ip)).collect()
+    }
+
+    /// Whether an address has come from elsewhere.
+    pub(super) fn is_visitor(&self, ip: Ipv4Addr) -> bool {
+        !self.config.overlay.subnet.contains(&ip)
     }
 
     /// What of the host cached results depend on.
@@ -319,14 +285,10 @@ impl Node {
 
     /// Devices that are named like ours, but that no record knows: leftovers of a crash.
     pub(super) async fn remove_leftovers(&self) -> Result<(), DaemonError> {
-        let known: Vec<&str> = self
-            .state
-            .containers
-            .values()
-            .map(|container| &*container.device)
-            .collect();
         for link in self.netlink.links().await? {
-            if devices::is_host_device(&link) && !known.contains(&&*link.name) {
+            let leftover = devices::container_of(&link)
+                .is_some_and(|name| !self.state.containers.contains_key(name));
+            if leftover {
                 info!("delete leftover device {}", link.name);
                 self.netlink.delete_link(link.index).await?;
             }

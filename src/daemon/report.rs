@@ -3,7 +3,7 @@
 use super::{DaemonError, Node};
 use crate::{
     coherence::Cause,
-    container::{AddressError, ContainerError},
+    container::{AddressError, ContainerError, namespace},
     control::{
         api::{CacheStatus, Flushed, HitRatio, PeerInfo, Stats, Status},
         server::{Refusal, RefusalKind, Request},
@@ -33,7 +33,7 @@ fn refusal(error: &DaemonError) -> Refusal {
                 AddressError::Taken { .. } | AddressError::Exhausted { .. },
             ) => RefusalKind::Conflict,
             ContainerError::BadName { .. }
-            | ContainerError::Address(AddressError::Unusable { .. })
+            | ContainerError::Address(AddressError::Unusable { .. } | AddressError::Away { .. })
             | ContainerError::Namespace(_) => RefusalKind::Bad,
             ContainerError::Netlink { .. } => RefusalKind::Failed,
         },
@@ -132,6 +132,7 @@ impl Node {
             name: peer.name.clone(),
             address: peer.address,
             subnet: peer.subnet,
+            moved: peer.moved.clone(),
         });
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -178,6 +179,12 @@ impl Node {
             .fast_path_failure
             .iter()
             .map(|reason| format!("no fast path, the overlay runs without: {reason}"));
-        lacking.chain(failure).collect()
+        let unreachable = self.state.containers.iter().filter_map(|(name, container)| {
+            let reason = namespace::open(&container.netns).err()?;
+            Some(format!(
+                "container {name} is connected, but its namespace has lost its name ({reason}); `oncache container del {name}` works all the same"
+            ))
+        });
+        lacking.chain(failure).chain(unreachable).collect()
     }
 }

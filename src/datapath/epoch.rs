@@ -177,6 +177,22 @@ impl Datapath {
         wait_for_running_programs()?;
         Ok(epoch)
     }
+
+    /// Goes on behind `epoch`, that of other maps which these take the place of, if it is not the
+    /// epoch here.
+    ///
+    /// # Errors
+    ///
+    /// As [`Datapath::raise_epoch`].
+    pub fn count_on_from(&self, epoch: u32) -> Result<(), DatapathError> {
+        self.epoch.with(|shared| {
+            let here = shared.settings()?;
+            if here.epoch != epoch {
+                shared.raise(Settings { epoch, ..here })?;
+            }
+            Ok(())
+        })
+    }
 }
 
 /// Waits until every program that may have read an epoch of before the call has ended.

@@ -39,8 +39,12 @@ impl Datapath {
     /// [`DatapathError::Map`] if the map can't be written.
     pub fn set_peers(&mut self, peers: &HashSet<Ipv4Addr>) -> Result<bool, DatapathError> {
         let present: HashSet<Ipv4Addr> = keys(&self.egress_host).into_iter().map(address).collect();
-        for gone in present.difference(peers) {
-            remove_key(&mut self.egress_host, &key(*gone), "EGRESS_HOST")?;
+        let gone: HashSet<u32> = present.difference(peers).map(|gone| key(*gone)).collect();
+        for host in &gone {
+            remove_key(&mut self.egress_host, host, "EGRESS_HOST")?;
+        }
+        if !gone.is_empty() {
+            self.forget_behind(&gone)?;
         }
         for new in peers.difference(&present) {
             self.egress_host
@@ -89,6 +93,22 @@ impl Datapath {
         remove_key(&mut self.ingress, &key(ip), "INGRESS")?;
         self.remove_flows(|flow| flow.local == key(ip))?;
         self.sweep_egress()
+    }
+
+    /// Removes the addresses that were learned to be behind `hosts`, and the flows to them. What a
+    /// program enters meanwhile, from a host that it had looked up before, is swept later: without
+    /// the host nothing uses it.
+    fn forget_behind(&mut self, hosts: &HashSet<u32>) -> Result<(), DatapathError> {
+        let behind = entries(&self.egress_ip).into_iter();
+        let behind: HashSet<u32> = behind
+            .filter(|(_, word)| hosts.contains(&word.address()))
+            .map(|(ip, _)| ip)
+            .collect();
+        self.remove_flows(|flow| behind.contains(&flow.remote))?;
+        for ip in behind {
+            remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
+        }
+        Ok(())
     }
 
     /// Empties the learned caches; what the daemon owns (peers, containers) stays, unlearned.

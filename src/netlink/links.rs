@@ -9,8 +9,8 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
-        InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
-        LinkMessage,
+        BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth,
+        InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
 };
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan};
@@ -30,6 +30,10 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// Set up by the administrator (`IFF_UP`), whether or not there is a carrier.
     pub up: bool,
+    /// Has a carrier (`IFF_LOWER_UP`): of a veth device, that the other end is up too.
+    pub carrier: bool,
+    /// Takes and gives packets as a port of a bridge.
+    pub forwarding: bool,
     /// The interface index of the bridge or bond that this is a port of.
     pub controller: Option<u32>,
     /// The driver's name (`bridge`, `vxlan`, `veth`); none for hardware and loopback.
@@ -236,6 +240,15 @@ impl Netlink {
         Ok(())
     }
 
+    /// Names a device otherwise. Kernels before 6.2 refuse that while it is up (`EBUSY`).
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the device.
+    pub async fn set_name(&self, device: u32, name: &str) -> Result<(), NetlinkError> {
+        let builder = LinkMessageBuilder::<LinkUnspec>::new().name(name);
+        self.set(device, &format!("name {name}"), builder).await
+    }
+
     /// Sets a device up (or down).
     ///
     /// # Errors
@@ -359,6 +372,8 @@ fn parse(entry: RouteNetlinkMessage) -> Option<Link> {
         mtu: 0,
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
+        forwarding: false,
         controller: None,
         kind: None,
         alias: None,
@@ -375,6 +390,10 @@ fn parse(entry: RouteNetlinkMessage) -> Option<Link> {
                 for info in infos {
                     match info {
                         LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+                        LinkInfo::PortData(InfoPortData::BridgePort(data)) => {
+                            let forwarding = InfoBridgePort::State(BridgePortState::Forwarding);
+                            link.forwarding = data.contains(&forwarding);
+                        }
                         LinkInfo::Data(InfoData::Vxlan(data)) => {
                             link.vxlan = Some(parse_vxlan(&data));
                         }

@@ -6,6 +6,7 @@
 //! operations take what they need as plain data.
 
 mod addresses;
+mod conntrack;
 mod errors;
 mod facts;
 mod links;
@@ -25,6 +26,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{AsyncSocket, TokioSocket};
 
 pub use addresses::Address;
+pub use conntrack::forget_connections;
 pub use errors::NetlinkError;
 pub use facts::host_facts;
 pub use links::{Link, VethEnd, VxlanParameters};

@@ -80,6 +80,29 @@ impl Netlink {
         .await
     }
 
+    /// Tells where a neighbour is, for the kernel to verify when it is used (`NUD_STALE`), and sends
+    /// what has waited for it.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the neighbour and its device.
+    pub async fn suggest_neighbour(
+        &self,
+        device: u32,
+        address: Ipv4Addr,
+        mac: Mac,
+    ) -> Result<(), NetlinkError> {
+        let operation = format!("suggest neighbour {address} lladdr {}", format_mac(mac));
+        let mut message = neighbour(device, address, Some(mac));
+        message.header.state = NeighbourState::Stale;
+        self.change_on(
+            device,
+            operation,
+            RouteNetlinkMessage::NewNeighbour(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+        .await
+    }
+
     /// Removes a neighbour.
     ///
     /// # Errors
@@ -95,6 +118,71 @@ impl Netlink {
             device,
             operation,
             RouteNetlinkMessage::DelNeighbour(neighbour(device, address, None)),
+            0,
+        )
+        .await
+    }
+
+    /// The addresses that a device answers ARP requests for though they are elsewhere.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the table cannot be read.
+    pub async fn proxy_neighbours(&self, device: u32) -> Result<Vec<Ipv4Addr>, NetlinkError> {
+        let mut request = NeighbourMessage::default();
+        request.header.family = AddressFamily::Inet;
+        // The proxies are another table behind the same request (net/core/neighbour.c,
+        // `neigh_dump_info`).
+        request.header.flags = NeighbourFlags::Proxy;
+        let entries = self
+            .dump(
+                "list proxy neighbours",
+                RouteNetlinkMessage::GetNeighbour(request),
+            )
+            .await?;
+        let ours = entries.into_iter().filter_map(|entry| match entry {
+            RouteNetlinkMessage::NewNeighbour(message)
+                if message.header.ifindex == device
+                    && message.header.flags.contains(NeighbourFlags::Proxy) =>
+            {
+                message.attributes.iter().find_map(destination)
+            }
+            _ => None,
+        });
+        Ok(ours.collect())
+    }
+
+    /// Makes a device answer ARP requests for an address that is elsewhere.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the neighbour and its device.
+    pub async fn add_proxy_neighbour(
+        &self,
+        device: u32,
+        address: Ipv4Addr,
+    ) -> Result<(), NetlinkError> {
+        self.change_on(
+            device,
+            format!("add proxy neighbour {address}"),
+            RouteNetlinkMessage::NewNeighbour(proxy(device, address)),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+        .await
+    }
+
+    /// Undoes [`Netlink::add_proxy_neighbour`].
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the neighbour and its device; [`NetlinkError::is_absent`] if it was
+    /// not there.
+    pub async fn delete_proxy_neighbour(
+        &self,
+        device: u32,
+        address: Ipv4Addr,
+    ) -> Result<(), NetlinkError> {
+        self.change_on(
+            device,
+            format!("delete proxy neighbour {address}"),
+            RouteNetlinkMessage::DelNeighbour(proxy(device, address)),
             0,
         )
         .await
@@ -174,6 +262,12 @@ fn neighbour(device: u32, address: Ipv4Addr, mac: Option<Mac>) -> NeighbourMessa
         let attribute = NeighbourAttribute::LinkLayerAddress(mac.to_vec());
         message.attributes.push(attribute);
     }
+    message
+}
+
+fn proxy(device: u32, address: Ipv4Addr) -> NeighbourMessage {
+    let mut message = neighbour(device, address, None);
+    message.header.flags = NeighbourFlags::Proxy;
     message
 }
 

@@ -64,6 +64,8 @@ pub struct Observed {
     pub neighbours: Vec<ObservedNeighbour>,
     /// The VXLAN device's forwarding entries.
     pub fdb: Vec<ObservedFdb>,
+    /// Addresses that the bridge answers for.
+    pub proxies: Vec<Ipv4Addr>,
     /// The values of the wanted settings; those that the kernel does not have are missing.
     pub settings: HashMap<String, String>,
     /// Whether the kernel has settings for IPv6.
@@ -139,6 +141,7 @@ pub fn diff(wanted: &WantedOverlay, observed: &Observed) -> Vec<Step> {
                 .source
                 .is_some_and(|source| addresses_lost.contains(&source))
     });
+    proxies(&mut steps, wanted, observed, bridge.is_some());
     if observed.table.as_ref() != Some(&wanted.table.fingerprint()) {
         steps.push(Step::ReplaceTable);
     }
@@ -285,6 +288,22 @@ fn forwarding(steps: &mut Vec<Step>, wanted: &WantedOverlay, observed: &Observed
             .any(|entry| entry.permanent && entry.mac == *mac && entry.host == Some(*host));
         if !there {
             steps.push(Step::ReplaceFdb(*wanted));
+        }
+    }
+}
+
+/// After the routes: the kernel answers for an address only if its route leads elsewhere
+/// (net/ipv4/arp.c, arp_process).
+fn proxies(steps: &mut Vec<Step>, wanted: &WantedOverlay, observed: &Observed, stays: bool) {
+    let present: &[Ipv4Addr] = if stays { &observed.proxies } else { &[] };
+    for address in present {
+        if !wanted.proxies.contains(address) {
+            steps.push(Step::DeleteProxy(*address));
+        }
+    }
+    for address in &wanted.proxies {
+        if !present.contains(address) {
+            steps.push(Step::AddProxy(*address));
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The slow path's nftables table, `inet oncache`.
 //!
-//! Three chains. `forward` accepts what belongs to the overlay. An accept ends the rules of *this*
+//! Four chains. `forward` accepts what belongs to the overlay. An accept ends the rules of *this*
 //! table only: a packet that another table's chain at the same hook drops is dropped
 //! (nft(8), "Verdict statements"), which is as it should be, since the fast path learns from what all of
-//! them let pass. `established` sits behind every filter of the usual priorities and adds the est
+//! them let pass. `output` keeps the host from sending ICMP redirects to containers. `established` sits behind every filter of the usual priorities and adds the est
 //! mark to packets that may be learned from. `postrouting` gives containers the host's address
 //! towards the world outside the overlay.
 //!

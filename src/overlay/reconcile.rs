@@ -132,7 +132,8 @@ pub async fn observe(
             Some(overlay_route(route, device))
         })
         .collect();
-    if bridge.is_some() {
+    if let Some(device) = bridge_index {
+        observed.proxies = netlink.proxy_neighbours(device).await?;
         let addresses = netlink.addresses().await?;
         let ours = addresses
             .iter()
@@ -249,6 +250,14 @@ async fn apply(
             let device = index(Device::Vxlan).await?;
             netlink.replace_fdb(device, entry.mac, entry.host).await?;
         }
+        Step::DeleteProxy(address) => {
+            let device = index(Device::Bridge).await?;
+            absent_is_done(netlink.delete_proxy_neighbour(device, *address).await)?;
+        }
+        Step::AddProxy(address) => {
+            let device = index(Device::Bridge).await?;
+            netlink.add_proxy_neighbour(device, *address).await?;
+        }
         Step::ReplaceTable => nftables::apply_table(&wanted.table).await?,
     }
     Ok(())
@@ -281,7 +290,11 @@ fn kernel_route(route: &OverlayRoute, device: u32) -> Route {
         device,
         onlink: route.onlink,
         source: route.source,
-        reach: RouteReach::Universe,
+        // Without a next hop the destination is on the link itself.
+        reach: match route.gateway {
+            Some(_) => RouteReach::Universe,
+            None => RouteReach::Link,
+        },
         metric: route.metric,
         table: route.table,
         protocol: ROUTE_PROTOCOL,

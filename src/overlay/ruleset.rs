@@ -9,7 +9,7 @@ use nftables::{
         Prefix, SetItem,
     },
     schema::{Chain, NfCmd, NfListObject, NfObject, Nftables, Rule, Table},
-    stmt::{Accept, Mangle, Match, Operator, Statement},
+    stmt::{Accept, Drop, Mangle, Match, Operator, Statement},
     types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
 };
 
@@ -43,9 +43,9 @@ pub struct WantedTable {
 }
 
 impl WantedTable {
-    /// The table for containers of `subnet`, of all those of `network`.
+    /// The table for a host with containers of `network`.
     #[must_use]
-    pub fn new(subnet: Ipv4Net, network: Ipv4Net, marks: Marks) -> Self {
+    pub fn new(network: Ipv4Net, marks: Marks) -> Self {
         let between = |from, to| vec![iifname(from), oifname(to), accept()];
         let rules = vec![
             rule("forward", between(BRIDGE, VXLAN)),
@@ -63,10 +63,22 @@ impl WantedTable {
             rule(
                 "postrouting",
                 vec![
-                    compare(address("saddr"), Operator::EQ, prefix(subnet)),
+                    // Not this host's subnet: containers that have moved here speak to the world
+                    // as the others do.
+                    compare(address("saddr"), Operator::EQ, prefix(network)),
                     compare(address("daddr"), Operator::NEQ, prefix(network)),
                     compare(meta(MetaKey::Oifname), Operator::NEQ, text(BRIDGE)),
                     Statement::Masquerade(None),
+                ],
+            ),
+            // Told to send straight to an address that has moved here, a container would go on
+            // doing so after it has moved on.
+            rule(
+                "output",
+                vec![
+                    oifname(BRIDGE),
+                    compare(field("icmp", "type"), Operator::EQ, text("redirect")),
+                    Statement::Drop(Some(Drop {})),
                 ],
             ),
         ];
@@ -75,6 +87,7 @@ impl WantedTable {
             chains: vec![
                 chain("forward", filter, NfHook::Forward, 0),
                 chain("established", filter, NfHook::Forward, ESTABLISHED_PRIORITY),
+                chain("output", filter, NfHook::Output, 0),
                 chain(
                     "postrouting",
                     Some(NfChainType::NAT),
@@ -251,11 +264,15 @@ fn oifname(device: &'static str) -> Statement<'static> {
     compare(meta(MetaKey::Oifname), Operator::EQ, text(device))
 }
 
-fn address(field: &'static str) -> Expression<'static> {
+fn address(name: &'static str) -> Expression<'static> {
+    field("ip", name)
+}
+
+fn field(protocol: &'static str, name: &'static str) -> Expression<'static> {
     Expression::Named(NamedExpression::Payload(Payload::PayloadField(
         PayloadField {
-            protocol: "ip".into(),
-            field: field.into(),
+            protocol: protocol.into(),
+            field: name.into(),
         },
     )))
 }
@@ -271,24 +288,25 @@ fn prefix(net: Ipv4Net) -> Expression<'static> {
 mod tests {
     use super::*;
 
-    fn wanted(subnet: &str, miss: u32) -> Fingerprint {
-        let net = |text: &str| text.parse().expect("a network");
+    fn wanted(network: &str, miss: u32) -> Fingerprint {
         let est = 0x0100_0000;
-        WantedTable::new(net(subnet), net("10.42.0.0/16"), Marks { miss, est }).fingerprint()
+        let network = network.parse().expect("a network");
+        WantedTable::new(network, Marks { miss, est }).fingerprint()
     }
 
     #[test]
     fn the_fingerprint_has_every_chain_and_rule() {
-        let fingerprint = wanted("10.42.1.0/24", 0x00ff_0000);
+        let fingerprint = wanted("10.42.0.0/16", 0x00ff_0000);
         assert_eq!(
             fingerprint.chains,
             [
                 "established filter forward 100 accept",
                 "forward filter forward 0 accept",
+                "output filter output 0 accept",
                 "postrouting nat postrouting 100 accept",
             ]
         );
-        assert_eq!(fingerprint.rules.len(), 6);
+        assert_eq!(fingerprint.rules.len(), 7);
         assert!(
             fingerprint
                 .rules
@@ -300,7 +318,7 @@ mod tests {
 
     #[test]
     fn what_a_rule_depends_on_shows_in_its_comment_and_in_no_other() {
-        let one = wanted("10.42.1.0/24", 0x00ff_0000);
+        let one = wanted("10.42.0.0/16", 0x00ff_0000);
         let differing = |other: &Fingerprint| -> Vec<String> {
             let pairs = one.rules.iter().zip(&other.rules);
             pairs
@@ -309,11 +327,11 @@ mod tests {
                 .collect()
         };
         assert_eq!(
-            differing(&wanted("10.42.9.0/24", 0x00ff_0000)),
+            differing(&wanted("10.43.0.0/16", 0x00ff_0000)),
             ["postrouting"]
         );
         assert_eq!(
-            differing(&wanted("10.42.1.0/24", 0x000f_0000)),
+            differing(&wanted("10.42.0.0/16", 0x000f_0000)),
             ["established"]
         );
     }

@@ -81,6 +81,25 @@ pub async fn reconcile(sources: &BTreeSet<Source>) -> Result<Vec<String>, TableE
     Ok(lines)
 }
 
+/// Lets one more sender through, where the table is known to be there: one transaction, no look
+/// before it. Where it fails, [`reconcile`] knows more.
+///
+/// # Errors
+/// [`TableError`]; nothing has changed then.
+pub async fn allow(source: &Source) -> Result<(), TableError> {
+    let command = json!({ "add": elements(&[source.element()]) });
+    apply(vec![command], "add a source to").await
+}
+
+/// Stops one sender; as [`allow`].
+///
+/// # Errors
+/// [`TableError`], also where it was not let through.
+pub async fn forbid(source: &Source) -> Result<(), TableError> {
+    let command = json!({ "delete": elements(&[source.element()]) });
+    apply(vec![command], "remove a source from").await
+}
+
 /// Removes the table; done as well if it is not there.
 ///
 /// # Errors

@@ -56,6 +56,10 @@ pub enum Step {
     DeleteFdb(Mac, Option<Ipv4Addr>),
     /// Add or change a forwarding entry of the VXLAN device.
     ReplaceFdb(OverlayFdb),
+    /// Answer no longer for an address on the bridge.
+    DeleteProxy(Ipv4Addr),
+    /// Answer for an address on the bridge.
+    AddProxy(Ipv4Addr),
     /// Replace the nftables table.
     ReplaceTable,
 }
@@ -132,6 +136,12 @@ impl fmt::Display for Step {
                 format_mac(*mac),
                 Device::Vxlan
             ),
+            Self::DeleteProxy(address) => {
+                write!(f, "delete proxy neighbour {address} dev {}", Device::Bridge)
+            }
+            Self::AddProxy(address) => {
+                write!(f, "add proxy neighbour {address} dev {}", Device::Bridge)
+            }
             Self::ReplaceTable => f.write_str("replace table inet oncache"),
         }
     }

@@ -204,9 +204,13 @@ pub fn wanted() -> Vec<Setting> {
         });
         settings.push(required(format!("net/ipv4/conf/{device}/forwarding"), "1"));
     }
+    // The bridge answers for addresses that have moved away at once, as their holders did: by
+    // default it would wait up to 0.8 s (net/core/neighbour.c, pneigh_enqueue).
+    let delay = format!("net/ipv4/neigh/{}/proxy_delay", Device::Bridge);
+    settings.push(required(delay, "0"));
     // A container that reaches its neighbour by way of the gateway is right to do so. The kernel
     // sends redirects if the device *or* `all` says so (include/linux/inetdevice.h,
-    // IN_DEV_TX_REDIRECTS); `all` is not ours.
+    // IN_DEV_TX_REDIRECTS); `all` is not ours, so that a rule drops the rest.
     let redirects = format!("net/ipv4/conf/{}/send_redirects", Device::Bridge);
     settings.push(required(redirects, "0"));
     settings.push(required(TCP_BE_LIBERAL.to_owned(), "1"));

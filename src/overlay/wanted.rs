@@ -80,12 +80,15 @@ pub struct WantedOverlay {
     pub vxlan: WantedVxlan,
     /// The bridge.
     pub bridge: WantedBridge,
-    /// One route a peer.
+    /// One route a peer, one for each address that has moved to a peer, and one for each that has
+    /// moved here.
     pub routes: Vec<OverlayRoute>,
     /// One neighbour a peer.
     pub neighbours: Vec<OverlayNeighbour>,
     /// One forwarding entry a peer.
     pub fdb: Vec<OverlayFdb>,
+    /// Addresses that the bridge answers for: this host's containers believe them on their link.
+    pub proxies: Vec<Ipv4Addr>,
     /// The kernel settings.
     pub settings: Vec<Setting>,
     /// The nftables table.
@@ -125,13 +128,36 @@ impl WantedOverlay {
             routes: config
                 .peers
                 .iter()
-                .map(|peer| route(peer, gateway))
+                .flat_map(|peer| {
+                    let moved = peer.moved.iter().map(|address| Ipv4Net::from(*address));
+                    let destinations = std::iter::once(peer.subnet.trunc()).chain(moved);
+                    destinations.map(move |destination| route(peer, destination, gateway))
+                })
                 .collect(),
             neighbours: config.peers.iter().map(neighbour).collect(),
             fdb: config.peers.iter().map(forwarding).collect(),
+            proxies: config.away().collect(),
             settings: sysctl::wanted(),
-            table: WantedTable::new(overlay.subnet, overlay.network, marks),
+            table: WantedTable::new(overlay.network, marks),
         }
+    }
+
+    /// With local containers whose addresses are of elsewhere: they are behind the bridge all the
+    /// same.
+    #[must_use]
+    pub fn with_visitors(mut self, visitors: impl IntoIterator<Item = Ipv4Addr>) -> Self {
+        let gateway = self.bridge.address.addr();
+        let routes = visitors.into_iter().map(|address| OverlayRoute {
+            destination: Ipv4Net::from(address),
+            gateway: None,
+            device: Device::Bridge,
+            onlink: false,
+            source: Some(gateway),
+            metric: 0,
+            table: MAIN_TABLE,
+        });
+        self.routes.extend(routes);
+        self
     }
 }
 
@@ -141,9 +167,9 @@ fn next_hop(peer: &Peer) -> Ipv4Addr {
     peer.subnet.network()
 }
 
-fn route(peer: &Peer, gateway: Ipv4Addr) -> OverlayRoute {
+fn route(peer: &Peer, destination: Ipv4Net, gateway: Ipv4Addr) -> OverlayRoute {
     OverlayRoute {
-        destination: peer.subnet.trunc(),
+        destination,
         gateway: Some(next_hop(peer)),
         device: Device::Vxlan,
         onlink: true,
@@ -185,6 +211,7 @@ pub(super) mod tests {
             name: name.into(),
             address: Ipv4Addr::new(192, 168, 50, host),
             subnet: net(subnet),
+            moved: Vec::new(),
         };
         Config {
             node: Node {
@@ -209,6 +236,7 @@ pub(super) mod tests {
                 attach: Attach::Auto,
             },
             policy: vec![],
+            log: crate::config::Log::default(),
             peers: vec![
                 peer("beta", 12, "10.42.2.0/24"),
                 peer("gamma", 13, "10.42.3.0/24"),
@@ -243,6 +271,30 @@ pub(super) mod tests {
         let host = Ipv4Addr::new(192, 168, 50, 12);
         assert_eq!(wanted.fdb[0], OverlayFdb { mac: beta, host });
         assert_eq!(wanted.routes.len(), 2);
+    }
+
+    #[test]
+    fn what_has_moved_has_a_route_of_its_own() {
+        let mut config = config();
+        let (away, third) = (Ipv4Addr::new(10, 42, 1, 7), Ipv4Addr::new(10, 42, 3, 9));
+        config.peers[0].moved = vec![away, third];
+        let here = Ipv4Addr::new(10, 42, 2, 8);
+        let wanted = WantedOverlay::new(&config, MARKS).with_visitors([here]);
+        let to = |address: Ipv4Addr| {
+            let found = wanted
+                .routes
+                .iter()
+                .find(|route| route.destination == Ipv4Net::from(address));
+            let route = found.expect("a route");
+            (route.gateway, route.device)
+        };
+        let beta = Some(Ipv4Addr::new(10, 42, 2, 0));
+        assert_eq!(to(away), (beta, Device::Vxlan));
+        assert_eq!(to(third), (beta, Device::Vxlan));
+        assert_eq!(to(here), (None, Device::Bridge));
+        // Only where the containers here would ask for it on their link.
+        assert_eq!(wanted.proxies, [away]);
+        assert_eq!(wanted.neighbours.len(), 2);
     }
 
     #[test]

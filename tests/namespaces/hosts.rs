@@ -56,10 +56,12 @@ pub fn config(namespace: &Namespace, host: u8, peer: u8) -> Config {
             attach: Attach::Auto,
         },
         policy: vec![],
+        log: oncache::config::Log::default(),
         peers: vec![Peer {
             name: format!("host{peer}"),
             address: underlay(peer),
             subnet: subnet(peer),
+            moved: Vec::new(),
         }],
     }
 }

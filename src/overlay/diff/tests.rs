@@ -12,6 +12,8 @@ fn link(name: &str, kind: &str, mac: Mac) -> Link {
         mtu: 1450,
         mac: Some(mac),
         up: true,
+        carrier: true,
+        forwarding: false,
         controller: None,
         kind: Some(kind.into()),
         alias: None,
@@ -49,6 +51,7 @@ fn settled(wanted: &WantedOverlay) -> Observed {
                 permanent: true,
             })
             .collect(),
+        proxies: wanted.proxies.clone(),
         settings: wanted
             .settings
             .iter()
@@ -98,6 +101,7 @@ fn an_empty_host_gets_everything_in_order() {
             "set net/ipv4/conf/oncache0/forwarding = 1",
             "set net/ipv6/conf/oncache-vx0/disable_ipv6 = 1",
             "set net/ipv4/conf/oncache-vx0/forwarding = 1",
+            "set net/ipv4/neigh/oncache0/proxy_delay = 0",
             "set net/ipv4/conf/oncache0/send_redirects = 0",
             "set oncache0 up",
             "set oncache-vx0 up",
@@ -348,4 +352,36 @@ fn a_secondary_gateway_is_dragged_along_and_comes_back() {
         ]
     );
     assert_eq!(steps.len(), 4, "{steps:?}");
+}
+
+#[test]
+fn an_address_that_has_moved_gets_a_route_and_then_a_proxy() {
+    let before = settled(&wanted());
+    let mut config = config();
+    let away = Ipv4Addr::new(10, 42, 1, 7);
+    config.peers[1].moved = vec![away];
+    let moved = WantedOverlay::new(&config, MARKS);
+    let text =
+        |steps: Vec<Step>| -> Vec<String> { steps.iter().map(ToString::to_string).collect() };
+    assert_eq!(
+        text(diff(&moved, &before)),
+        [
+            "add route 10.42.1.7/32 via 10.42.3.0 dev oncache-vx0",
+            "add proxy neighbour 10.42.1.7 dev oncache0",
+        ]
+    );
+    assert_eq!(
+        text(diff(&wanted(), &settled(&moved))),
+        [
+            "delete route 10.42.1.7/32 dev oncache-vx0",
+            "delete proxy neighbour 10.42.1.7 dev oncache0",
+        ]
+    );
+    let mut without_bridge = settled(&moved);
+    without_bridge.bridge = None;
+    let steps = text(diff(&moved, &without_bridge));
+    assert!(
+        steps.contains(&"add proxy neighbour 10.42.1.7 dev oncache0".to_owned()),
+        "{steps:#?}"
+    );
 }
