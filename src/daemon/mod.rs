@@ -24,7 +24,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub use lock::{Lock, LockError};
 pub use node::Node;
@@ -232,6 +232,9 @@ async fn serve_node(
                 }
             }
             request = requests.recv() => match request {
+                Some(request) if request.is_abandoned() => {
+                    debug!("control socket: a caller has gone before its request was begun");
+                }
                 Some(Request::Down(answer)) => {
                     // Whatever came of it, the node is taken apart: a second `oncache down` goes on
                     // from the state file.
