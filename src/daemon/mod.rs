@@ -170,12 +170,12 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
         use_paths_of(path)?;
     }
     let lock = Lock::take()?;
-    for message in lacking {
-        warn!("{message}");
-    }
     // Before the first look at the host, so that no change falls between the two.
     let watch = Watch::new()?;
     let mut node = Node::new(netlink, Store::new(paths.state.clone()), config)?;
+    for message in lacking {
+        warn!("{message}");
+    }
     tokio::select! {
         started = node.start() => started?,
         // What is half done is done whole by the next start.

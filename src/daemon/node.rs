@@ -104,7 +104,9 @@ impl Node {
             self.leave_underlay(&former).await;
         }
         self.adopt_containers().await?;
+        self.note_clsact().await?;
         self.start_fast_path();
+        self.leave_clsact().await;
         if changed {
             self.invalidate("the overlay was set up");
         }
@@ -133,7 +135,9 @@ impl Node {
             }
             return Err(failure);
         }
+        self.note_clsact().await?;
         self.start_fast_path();
+        self.leave_clsact().await;
         self.invalidate("the configuration was reloaded");
         Ok(())
     }
