@@ -59,7 +59,7 @@ fn a_state_with_fields_that_are_not_known_is_read() {
     ));
     alpha.start();
     assert_same(
-        &before.clone().without("file"),
+        &before.without("file"),
         &alpha.snapshot().without("file"),
         "an added field",
     );
