@@ -5,7 +5,11 @@ use std::{net::Ipv4Addr, path::PathBuf};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::datapath::{Attachment, caches::Occupancy, counters::Count};
+use crate::datapath::{
+    Attachment,
+    caches::Occupancy,
+    counters::{Count, FlowTurnover},
+};
 
 /// A container to be added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +115,8 @@ pub struct Stats {
     pub counters: Vec<Count>,
     /// Hit ratios.
     pub hit_ratio: HitRatio,
+    /// Flows that came into the filter cache and left it; all zero where there is no fast path.
+    pub flows: FlowTurnover,
     /// Frames that the slow path refused because a container sent them from addresses that are not
     /// its own.
     pub spoofed: u64,

@@ -295,6 +295,7 @@ fn constants(config: &Config) -> Constants {
         vtep: vtep_mac(config.node.address),
         gateway: gateway_mac(config.overlay.gateway()),
         gateway_address: u32::from(config.overlay.gateway()).to_be(),
+        flows: config.cache.flows,
         reserved: [0; 2],
     }
 }

@@ -130,6 +130,8 @@ reasons! {
     StaleMark = "stale-mark",
     /// a kernel helper failed
     HelperFailed = "helper-failed",
+    /// not entered: more new flows within a lease than the filter cache has room for
+    Crowded = "crowded",
 }
 
 #[cfg(test)]
