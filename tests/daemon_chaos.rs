@@ -29,7 +29,7 @@ const CONVERSATIONS: usize = 8;
 /// How long a frozen daemon stays frozen.
 const FROZEN: Duration = Duration::from_secs(5);
 
-/// How long a daemon has to be back until the hit ratio is what it was, and in how many parts that
+/// How long a daemon may be back until the hit ratio is what it was, and in how many parts that
 /// is looked at.
 const BACK_WITHIN: Duration = Duration::from_secs(1);
 const PARTS: u32 = 5;
@@ -97,8 +97,9 @@ fn ratio(before: &Stats, after: &Stats) -> (f64, u64) {
 
 /// Watches the second after a daemon's return, until the ratio is above 99 % in a part of it.
 fn hits_are_back(host: &Host) -> (Duration, f64) {
-    let begun = Instant::now();
+    // It is back when it answers.
     let mut former = stats(host);
+    let begun = Instant::now();
     let mut seen = Vec::new();
     for part in 1..=PARTS {
         thread::sleep((BACK_WITHIN / PARTS * part).saturating_sub(begun.elapsed()));
