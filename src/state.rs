@@ -18,6 +18,9 @@ use thiserror::Error;
 use crate::config::Rule;
 
 /// Format of the file. A file of another one is refused rather than guessed at.
+///
+/// Fields may be added within a format, with a default for files that lack them; fields that are
+/// not known are passed over. So an upgrade and a downgrade read each other's files.
 const VERSION: u32 = 1;
 const FILE: &str = "state.json";
 
@@ -34,12 +37,19 @@ pub struct State {
     /// `oncache down`.
     pub tcp_be_liberal: Option<u8>,
     /// Devices that a clsact qdisc was made for.
+    #[serde(default)]
     pub clsact: Vec<String>,
     /// Underlay device whose hooks carry the programs.
     pub underlay: Option<String>,
     /// The run-time rules of the network policy, in order.
     #[serde(default)]
     pub policy: Vec<Rule>,
+}
+
+/// What every format of the file has.
+#[derive(Deserialize)]
+struct Format {
+    version: u32,
 }
 
 /// A container's place in the overlay.
@@ -86,6 +96,16 @@ pub enum StateError {
         /// The system's answer.
         source: io::Error,
     },
+    /// A state file of a later oncache.
+    #[error(
+        "read {path}: format {found}, and this oncache knows {VERSION}: a newer one wrote it; run the newer one again, or, to give up the containers, move the file away, run `oncache down` and start again"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
     /// Not a state file of ours.
     #[error(
         "read {path}: {reason}; it is not a state file of this version: move it away and run `oncache down`, then start again"
@@ -115,6 +135,11 @@ impl Store {
         self.directory.join(FILE)
     }
 
+    /// Where a new state is written before it replaces the old one.
+    fn partial(&self) -> PathBuf {
+        self.directory.join(".state.json.new")
+    }
+
     /// Reads the state; the empty state where there is none.
     ///
     /// # Errors
@@ -133,15 +158,22 @@ impl Store {
                 });
             }
         };
-        let state: State = serde_json::from_str(&text).map_err(|error| StateError::Content {
+        let unreadable = |error: serde_json::Error| StateError::Content {
             path: path.clone(),
             reason: error.to_string(),
-        })?;
-        if state.version != VERSION {
-            let reason = format!("format {} instead of {VERSION}", state.version);
-            return Err(StateError::Content { path, reason });
+        };
+        // By itself, and first: what else a newer file holds is not for us to understand.
+        match serde_json::from_str(&text).map_err(unreadable)? {
+            Format { version } if version > VERSION => {
+                let found = version;
+                Err(StateError::Newer { path, found })
+            }
+            Format { version } if version < VERSION => {
+                let reason = format!("format {version} instead of {VERSION}");
+                Err(StateError::Content { path, reason })
+            }
+            _ => serde_json::from_str(&text).map_err(unreadable),
         }
-        Ok(state)
     }
 
     /// Writes the state: all of it or, after a crash, the old one.
@@ -151,7 +183,7 @@ impl Store {
     /// [`StateError::File`].
     pub fn save(&self, state: &State) -> Result<(), StateError> {
         let path = self.path();
-        let partial = self.directory.join(".state.json.new");
+        let partial = self.partial();
         let failed = |action, path: &Path| {
             let path = path.to_owned();
             move |source| StateError::File {
@@ -176,15 +208,20 @@ impl Store {
     ///
     /// [`StateError::File`].
     pub fn remove(&self) -> Result<(), StateError> {
-        let path = self.path();
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateError::File {
-                action: "remove",
-                path,
-                source,
-            }),
-            _ => Ok(()),
+        // The partial one is there after a crash in the middle of a save.
+        for path in [self.partial(), self.path()] {
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(StateError::File {
+                        action: "remove",
+                        path,
+                        source,
+                    });
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 }
 
@@ -205,18 +242,34 @@ mod tests {
         };
         store.save(&state).unwrap();
         assert_eq!(store.load().unwrap(), state);
+        fs::write(store.partial(), "{").unwrap();
         store.remove().unwrap();
         store.remove().unwrap();
+        assert_eq!(fs::read_dir(&store.directory).unwrap().count(), 0);
         assert_eq!(store.load().unwrap(), State::default());
     }
 
     #[test]
-    fn a_file_from_before_the_policy_is_read() {
+    fn files_of_other_versions_within_the_format_are_read() {
         let directory = tempfile::tempdir().unwrap();
-        let text = r#"{"version":1,"containers":{},"last_address":null,"tcp_be_liberal":null,"clsact":[],"underlay":null}"#;
-        fs::write(directory.path().join(FILE), text).unwrap();
         let store = Store::new(directory.path().to_owned());
+        let write = |text| fs::write(directory.path().join(FILE), text).unwrap();
+        write(r#"{"version": 1, "containers": {}}"#);
         assert_eq!(store.load().unwrap(), State::default());
+        write(r#"{"version": 1, "containers": {}, "invented_later": [1, 2]}"#);
+        assert_eq!(store.load().unwrap(), State::default());
+    }
+
+    #[test]
+    fn a_newer_format_is_named_whatever_else_it_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path().to_owned());
+        let text = r#"{"version": 7, "containers": [["web"]]}"#;
+        fs::write(directory.path().join(FILE), text).unwrap();
+        let message = store.load().unwrap_err().to_string();
+        for words in ["state.json", "format 7", "newer", "run the newer one again"] {
+            assert!(message.contains(words), "{words}: {message}");
+        }
     }
 
     #[test]
@@ -224,13 +277,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path().to_owned());
         let state = State {
-            version: 2,
+            version: 0,
             ..State::default()
         };
         store.save(&state).unwrap();
         let message = store.load().unwrap_err().to_string();
         assert!(
-            message.contains("state.json") && message.contains("format 2"),
+            message.contains("state.json") && message.contains("format 0"),
             "{message}"
         );
         fs::write(directory.path().join(FILE), "{").unwrap();

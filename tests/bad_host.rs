@@ -95,7 +95,7 @@ fn without_privileges_everything_is_refused_in_one_line() {
         println!("{line}");
         assert!(
             line.contains("/run/oncache/oncache.sock")
-                && line.contains("be root or in the group oncache"),
+                && line.contains("run as root or join group oncache"),
             "{line}"
         );
     }

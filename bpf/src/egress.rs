@@ -20,6 +20,7 @@ use oncache_abi::{
 use crate::{
     counters::count,
     inner::{self, Inner},
+    learning::forget_flow,
     maps::{EGRESS_HOST, EGRESS_IP, FILTER, INGRESS, constant, now, settings},
     packet::Skb,
 };
@@ -54,7 +55,7 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     }
     let key = inner.key_from_local();
     if inner.changes_state {
-        let _ = FILTER.remove(&key);
+        forget_flow(&key);
         return Err(Some(Reason::TcpState));
     }
     if !inner.fits(skb, mtu) || usize::from(inner.total_length) + OVERHEAD > usize::from(u16::MAX) {

@@ -13,6 +13,7 @@ use crate::{
     counters::count,
     egress::judge,
     inner::{self, Inner},
+    learning::forget_flow,
     maps::{EGRESS_HOST, EGRESS_IP, FILTER, INGRESS, constant, settings},
     outer::{self, Outer},
     packet::Skb,
@@ -34,7 +35,7 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     }
     let key = inner.key_to_local();
     if inner.changes_state {
-        let _ = FILTER.remove(&key);
+        forget_flow(&key);
         return Err(Some(Reason::TcpState));
     }
     // SAFETY (of `constant!`): see `maps::volatile`.

@@ -1,14 +1,18 @@
 //! When an init program may learn, and how a flow's word is written.
 
+use aya_ebpf::helpers::bpf_get_prandom_u32;
 use oncache_abi::{
+    admission::{ONE_OF, Window},
     flow::{FilterWord, FlowKey},
     mark::Lesson,
     reason::Reason,
     settings::Settings,
+    turnover::Turnover,
 };
 
 use crate::{
-    maps::{FILTER, now, settings},
+    counters::count_turnover,
+    maps::{COUNTERS, FILTER, constant, now, settings},
     packet::{Skb, marks},
 };
 
@@ -42,11 +46,52 @@ pub fn learn_flow(key: &FlowKey, direction: u64, settings: &Settings) -> Result<
     // SAFETY: one aligned word, whole whenever it is read; its tag tells whose it is.
     let old = unsafe { FILTER.get(key) }.copied();
     let lease = u64::from(settings.lease);
+    if old.is_none() && !is_admitted(now(), lease) {
+        return Err(Reason::Crowded);
+    }
     let word = FilterWord::learn(old, key, direction, now(), lease, settings.epoch);
     if old == Some(word) {
         return Ok(());
     }
     FILTER
         .insert(key, word, 0)
-        .map_err(|_| Reason::HelperFailed)
+        .map_err(|_| Reason::HelperFailed)?;
+    if old.is_none() {
+        count_turnover(Turnover::Entered);
+    }
+    Ok(())
+}
+
+/// Whether a flow that is not in the cache may be entered; see `admission.rs` of the ABI.
+#[inline(always)]
+fn is_admitted(now: u64, lease: u64) -> bool {
+    let (Some(begun), Some(entered)) = (
+        COUNTERS.get_ptr_mut(Turnover::WindowBegun.index()),
+        COUNTERS.get_ptr_mut(Turnover::WindowEntered.index()),
+    ) else {
+        return true;
+    };
+    // SAFETY: the elements are this CPU's own, see `counters.rs`; (of `constant!`) see
+    // `maps::volatile`.
+    unsafe {
+        let window = Window {
+            begun: *begun,
+            entered: *entered,
+        };
+        let window = window.at(now, lease);
+        if window.is_crowded(constant!(flows)) && bpf_get_prandom_u32() % ONE_OF != 0 {
+            return false;
+        }
+        *begun = window.begun;
+        *entered = window.with_another().entered;
+    }
+    true
+}
+
+/// Takes the flow out: its connection begins or ends, and conntrack has to see it.
+#[inline(always)]
+pub fn forget_flow(key: &FlowKey) {
+    if FILTER.remove(key).is_ok() {
+        count_turnover(Turnover::Removed);
+    }
 }

@@ -10,17 +10,17 @@ use aya_ebpf::{
 use oncache_abi::{
     cache::{HostHeaders, HostWord, LocalContainer},
     flow::{FilterWord, FlowKey, ticks},
-    reason::REASONS_PER_PROGRAM,
     settings::{Constants, Settings},
+    turnover,
 };
 
 /// What the daemon changes while the programs run.
 #[map]
 pub static SETTINGS: Array<Settings> = Array::pinned(1, 0);
 
-/// Counters, see `counters.rs`.
+/// Counters, see `counters.rs` and [`turnover`].
 #[map]
-pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(4 * REASONS_PER_PROGRAM, 0);
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(turnover::COUNTERS, 0);
 
 /// Filter cache: flow -> what the slow path allowed.
 #[map]
@@ -50,6 +50,7 @@ static CONSTANTS: Constants = Constants {
     mark_mask: 0,
     mtu: 0,
     gateway_address: 0,
+    flows: 0,
     port: 0,
     vtep: [0; 6],
     gateway: [0; 6],

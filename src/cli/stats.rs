@@ -49,8 +49,13 @@ impl Stats {
                 stats.spoofed
             ))?;
         }
+        let flows = stats.flows;
         print(&format!(
-            "\nhit ratio {} out, {} in (an aggregate counts as one packet)",
+            "\nflows: {} entered, {} taken out, {} there, {} evicted for want of room",
+            flows.entered, flows.removed, flows.present, flows.evicted
+        ))?;
+        print(&format!(
+            "hit ratio {} out, {} in (an aggregate counts as one packet)",
             percent(stats.hit_ratio.egress),
             percent(stats.hit_ratio.ingress),
         ))

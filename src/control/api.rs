@@ -8,7 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     coherence::CauseCount,
     config::Rule,
-    datapath::{Attachment, caches::Occupancy, counters::Count},
+    datapath::{
+        Attachment,
+        caches::Occupancy,
+        counters::{Count, FlowTurnover},
+    },
     policy::order::Origin,
 };
 
@@ -119,6 +123,8 @@ pub struct Stats {
     pub counters: Vec<Count>,
     /// Hit ratios.
     pub hit_ratio: HitRatio,
+    /// Flows that came into the filter cache and left it; all zero where there is no fast path.
+    pub flows: FlowTurnover,
     /// Frames that the slow path refused because a container sent them from addresses that are not
     /// its own.
     pub spoofed: u64,

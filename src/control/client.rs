@@ -11,16 +11,28 @@ use hyper::{Method, Request, body::Bytes, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{
+    net::UnixStream,
+    time::{Instant, sleep, timeout},
+};
 
-use super::api::Failure;
+use super::{GROUP, api::Failure};
 
 /// How long a daemon may take to end.
 const ENDING: Duration = Duration::from_secs(10);
 
+/// How long to try where the socket's backlog is full.
+const CROWDED: Duration = Duration::from_secs(10);
+
 /// A request that was not granted.
 #[derive(Debug, Error)]
 pub enum ClientError {
+    /// The socket is not for this user.
+    #[error("permission denied on {path}: run as root or join group {GROUP}")]
+    Denied {
+        /// The socket.
+        path: PathBuf,
+    },
     /// No daemon answers at the socket.
     #[error("connect to the daemon at {path}: {source}; {}", advice(.source))]
     Connect {
@@ -48,7 +60,7 @@ impl ClientError {
 
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::PermissionDenied => "be root or in the group oncache",
+        io::ErrorKind::WouldBlock => "too many others ask it, or it hangs: look at its log",
         _ => "is `oncache run` running? --socket names another socket",
     }
 }
@@ -135,14 +147,31 @@ impl Client {
         answer
     }
 
+    /// A connection. While the socket's backlog is full, the kernel refuses those who do not want
+    /// to be blocked (net/unix/af_unix.c, `unix_stream_connect`).
+    async fn stream(&self) -> io::Result<UnixStream> {
+        let begun = Instant::now();
+        loop {
+            match UnixStream::connect(&self.socket).await {
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock && begun.elapsed() < CROWDED =>
+                {
+                    sleep(Duration::from_millis(20)).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     async fn connect(&self) -> Result<(Sender, Connection), ClientError> {
-        let stream =
-            UnixStream::connect(&self.socket)
-                .await
-                .map_err(|source| ClientError::Connect {
-                    path: self.socket.clone(),
-                    source,
-                })?;
+        let stream = self.stream().await.map_err(|source| {
+            let path = self.socket.clone();
+            if source.kind() == io::ErrorKind::PermissionDenied {
+                ClientError::Denied { path }
+            } else {
+                ClientError::Connect { path, source }
+            }
+        })?;
         http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| broken(&error))

@@ -17,8 +17,13 @@
 //! A failed request is answered by status 4xx or 5xx and `{"error": "one line"}`.
 
 pub mod api;
+mod body;
 pub mod client;
+mod connections;
 pub mod server;
 
 /// The default path of the socket.
 pub const SOCKET: &str = "/run/oncache/oncache.sock";
+
+/// The group whose members may use the socket, if it exists.
+pub const GROUP: &str = "oncache";

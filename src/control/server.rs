@@ -2,27 +2,36 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use axum::{
     Json, Router,
-    extract::{Path as UrlPath, State, rejection::JsonRejection},
-    http::StatusCode,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, FromRef, Path as UrlPath, State, rejection::PathRejection},
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
-use nix::unistd::{Gid, Group, chown};
+use nix::{
+    sys::stat::{Mode, umask},
+    unistd::{Gid, Group, chown},
+};
 use serde::Serialize;
 use thiserror::Error;
 use tokio::{
     net::UnixListener,
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
 };
 
-use super::api::{
-    AddContainer, Applied, ApplyPolicy, ContainerInfo, Failure, Flushed, Policy, Stats, Status,
+use super::{
+    GROUP,
+    api::{
+        AddContainer, Applied, ApplyPolicy, ContainerInfo, Failure, Flushed, Policy, Stats, Status,
+    },
+    body::JsonBody,
+    connections,
 };
 use crate::datapath::caches::Caches;
 
@@ -42,8 +51,14 @@ pub enum RefusalKind {
     Bad,
     /// The object is unknown (404).
     Unknown,
+    /// The path knows no such method (405).
+    Method,
+    /// The request did not come to its end in time (408).
+    Late,
     /// The object exists already (409).
     Conflict,
+    /// The request is larger than any that makes sense (413).
+    Large,
     /// Granting it failed (500).
     Failed,
 }
@@ -75,6 +90,25 @@ pub enum Request {
     Down(Answer<()>),
 }
 
+impl Request {
+    /// Whether the asker has gone. Its request has not been begun, and need not be: it could not
+    /// learn what came of it.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Status(answer) => answer.is_closed(),
+            Self::Stats(answer) => answer.is_closed(),
+            Self::ListContainers(answer) => answer.is_closed(),
+            Self::AddContainer(_, answer) => answer.is_closed(),
+            Self::DeleteContainer(_, answer) | Self::Down(answer) => answer.is_closed(),
+            Self::Caches(answer) => answer.is_closed(),
+            Self::Flush(answer) => answer.is_closed(),
+            Self::Policy(answer) => answer.is_closed(),
+            Self::ApplyPolicy(_, answer) => answer.is_closed(),
+        }
+    }
+}
+
 /// The socket can't be served.
 #[derive(Debug, Error)]
 #[error("{action} socket {path}: {source}")]
@@ -83,9 +117,6 @@ pub struct SocketError {
     path: PathBuf,
     source: io::Error,
 }
-
-/// The group whose members may use the socket, if it exists.
-const GROUP: &str = "oncache";
 
 /// Opens the socket at `path`, for root and the group `oncache` only. A socket that a dead daemon
 /// left is replaced; that no daemon runs is for the caller to know.
@@ -111,9 +142,11 @@ pub fn listen(path: &Path) -> Result<UnixListener, SocketError> {
         }
         _ => {}
     }
-    let listener = UnixListener::bind(path).map_err(failed("open"))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660))
-        .map_err(failed("set the mode of"))?;
+    // Never open to others, not even before a change of mode; nothing else makes files meanwhile.
+    let former = umask(Mode::S_IXUSR | Mode::S_IXGRP | Mode::S_IRWXO);
+    let bound = UnixListener::bind(path);
+    umask(former);
+    let listener = bound.map_err(failed("open"))?;
     if let Ok(Some(group)) = Group::from_name(GROUP) {
         chown(path, None, Some(Gid::from_raw(group.gid.as_raw())))
             .map_err(|errno| failed("set the group of")(errno.into()))?;
@@ -121,12 +154,32 @@ pub fn listen(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener)
 }
 
-/// Serves the socket until the daemon drops the receiving end.
-///
-/// # Errors
-///
-/// The error of the listening socket.
-pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) -> io::Result<()> {
+/// The most bytes of a request's body: two thousand rules of a policy with many ports.
+const BODY_LIMIT: usize = 1 << 20;
+
+/// How many listings of the caches may be on their way at once. One may have many megabytes, and is
+/// held until its asker has taken it.
+const LISTINGS: usize = 2;
+
+/// What the handlers share.
+#[derive(Clone)]
+struct Shared {
+    requests: mpsc::Sender<Request>,
+    listings: Arc<Semaphore>,
+}
+
+impl FromRef<Shared> for mpsc::Sender<Request> {
+    fn from_ref(shared: &Shared) -> Self {
+        shared.requests.clone()
+    }
+}
+
+/// Serves the socket for as long as it is polled.
+pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
+    let shared = Shared {
+        requests,
+        listings: Arc::new(Semaphore::new(LISTINGS)),
+    };
     let routes = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/stats", get(stats))
@@ -140,8 +193,10 @@ pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) -> i
         )
         .route("/v1/down", post(down))
         .fallback(unknown_path)
-        .with_state(requests);
-    axum::serve(listener, routes).await
+        .method_not_allowed_fallback(unknown_method)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(shared);
+    connections::serve(listener, routes).await;
 }
 
 type Requests = State<mpsc::Sender<Request>>;
@@ -160,25 +215,69 @@ async fn list_containers(requests: Requests) -> Response {
 
 async fn add_container(
     requests: Requests,
-    body: Result<Json<AddContainer>, JsonRejection>,
+    container: Result<JsonBody<AddContainer>, Refusal>,
 ) -> Response {
-    match body {
-        Ok(Json(container)) => {
+    match container {
+        Ok(JsonBody(container)) => {
             ask(requests, |answer| Request::AddContainer(container, answer)).await
         }
-        Err(rejection) => refuse(Refusal {
-            kind: RefusalKind::Bad,
-            line: format!("add container: {}", rejection.body_text()),
-        }),
+        Err(refusal) => Refusal {
+            line: format!("add container: {}", refusal.line),
+            ..refusal
+        }
+        .into_response(),
     }
 }
 
-async fn delete_container(requests: Requests, UrlPath(name): UrlPath<String>) -> Response {
-    ask(requests, |answer| Request::DeleteContainer(name, answer)).await
+async fn delete_container(
+    requests: Requests,
+    name: Result<UrlPath<String>, PathRejection>,
+) -> Response {
+    match name {
+        Ok(UrlPath(name)) => ask(requests, |answer| Request::DeleteContainer(name, answer)).await,
+        Err(rejection) => Refusal {
+            kind: RefusalKind::Bad,
+            line: format!("delete container: {}", rejection.body_text()),
+        }
+        .into_response(),
+    }
 }
 
-async fn caches(requests: Requests) -> Response {
-    ask(requests, Request::Caches).await
+/// A listing and its place among those on their way.
+struct Listing {
+    text: Vec<u8>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Listing {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+async fn caches(State(shared): State<Shared>) -> Response {
+    let Ok(place) = shared.listings.acquire_owned().await else {
+        return ending().into_response();
+    };
+    let caches = match request(&shared.requests, Request::Caches).await {
+        Ok(caches) => caches,
+        Err(refusal) => return refusal.into_response(),
+    };
+    match serde_json::to_vec(&caches) {
+        Ok(text) => {
+            let listing = Listing {
+                text,
+                _place: place,
+            };
+            let json = [(header::CONTENT_TYPE, "application/json")];
+            (json, Body::from(Bytes::from_owner(listing))).into_response()
+        }
+        Err(error) => Refusal {
+            kind: RefusalKind::Failed,
+            line: format!("list the caches: {error}"),
+        }
+        .into_response(),
+    }
 }
 
 async fn flush(requests: Requests) -> Response {
@@ -191,14 +290,15 @@ async fn policy(requests: Requests) -> Response {
 
 async fn apply_policy(
     requests: Requests,
-    body: Result<Json<ApplyPolicy>, JsonRejection>,
+    policy: Result<JsonBody<ApplyPolicy>, Refusal>,
 ) -> Response {
-    match body {
-        Ok(Json(policy)) => ask(requests, |answer| Request::ApplyPolicy(policy, answer)).await,
-        Err(rejection) => refuse(Refusal {
-            kind: RefusalKind::Bad,
-            line: format!("apply policy: {}", rejection.body_text()),
-        }),
+    match policy {
+        Ok(JsonBody(policy)) => ask(requests, |answer| Request::ApplyPolicy(policy, answer)).await,
+        Err(refusal) => Refusal {
+            line: format!("apply policy: {}", refusal.line),
+            ..refusal
+        }
+        .into_response(),
     }
 }
 
@@ -212,43 +312,61 @@ async fn down(requests: Requests) -> Response {
 }
 
 async fn unknown_path() -> Response {
-    refuse(Refusal {
+    Refusal {
         kind: RefusalKind::Unknown,
         line: "no such path; docs/architecture.md lists the socket's API".to_owned(),
-    })
+    }
+    .into_response()
+}
+
+async fn unknown_method() -> Response {
+    Refusal {
+        kind: RefusalKind::Method,
+        line: "the path does not know this method; docs/architecture.md lists the socket's API"
+            .to_owned(),
+    }
+    .into_response()
+}
+
+fn ending() -> Refusal {
+    Refusal {
+        kind: RefusalKind::Failed,
+        line: "the daemon is ending; ask again when it runs".to_owned(),
+    }
+}
+
+/// Hands a request to the daemon and waits for its answer.
+async fn request<T>(
+    requests: &mpsc::Sender<Request>,
+    request: impl FnOnce(Answer<T>) -> Request,
+) -> Result<T, Refusal> {
+    let (answer, answered) = oneshot::channel();
+    let sent = requests.send(request(answer)).await;
+    sent.map_err(|_| ending())?;
+    answered.await.map_err(|_| ending())?
 }
 
 async fn ask<T: Serialize>(
     State(requests): Requests,
-    request: impl FnOnce(Answer<T>) -> Request,
+    asked: impl FnOnce(Answer<T>) -> Request,
 ) -> Response {
-    let (answer, answered) = oneshot::channel();
-    let ending = || Refusal {
-        kind: RefusalKind::Failed,
-        line: "the daemon is ending; ask again when it runs".to_owned(),
-    };
-    if requests.send(request(answer)).await.is_err() {
-        return refuse(ending());
-    }
-    match answered.await {
-        Ok(Ok(value)) => Json(value).into_response(),
-        Ok(Err(refusal)) => refuse(refusal),
-        Err(_) => refuse(ending()),
+    match request(&requests, asked).await {
+        Ok(value) => Json(value).into_response(),
+        Err(refusal) => refusal.into_response(),
     }
 }
 
-fn refuse(refusal: Refusal) -> Response {
-    let status = match refusal.kind {
-        RefusalKind::Bad => StatusCode::BAD_REQUEST,
-        RefusalKind::Unknown => StatusCode::NOT_FOUND,
-        RefusalKind::Conflict => StatusCode::CONFLICT,
-        RefusalKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    (
-        status,
-        Json(Failure {
-            error: refusal.line,
-        }),
-    )
-        .into_response()
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = match self.kind {
+            RefusalKind::Bad => StatusCode::BAD_REQUEST,
+            RefusalKind::Unknown => StatusCode::NOT_FOUND,
+            RefusalKind::Method => StatusCode::METHOD_NOT_ALLOWED,
+            RefusalKind::Late => StatusCode::REQUEST_TIMEOUT,
+            RefusalKind::Conflict => StatusCode::CONFLICT,
+            RefusalKind::Large => StatusCode::PAYLOAD_TOO_LARGE,
+            RefusalKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(Failure { error: self.line })).into_response()
+    }
 }

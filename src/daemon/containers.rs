@@ -27,6 +27,9 @@ use crate::{
 /// The longest device name (include/uapi/linux/if.h, `IFNAMSIZ` less the NUL).
 const IFNAME_LENGTH: usize = 15;
 
+/// How many characters of a refused name are repeated.
+const LONGEST_SHOWN: usize = 80;
+
 impl Node {
     /// Adds a container to the overlay.
     ///
@@ -59,7 +62,8 @@ impl Node {
     fn plan(&self, request: AddContainer) -> Result<Container, ContainerError> {
         let name = request.name;
         let bad = |reason: String| ContainerError::BadName {
-            name: name.clone(),
+            // A bad name may be a long one.
+            name: name.chars().take(LONGEST_SHOWN).collect(),
             reason,
         };
         check_name(&name).map_err(&bad)?;

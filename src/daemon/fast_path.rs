@@ -81,6 +81,10 @@ impl Node {
             // their marks for their own.
             datapath.count_on_from(former)?;
         }
+        // Where other maps are pinned, the programs that run may use those: then nobody has told
+        // ours of what happened since they were in use last.
+        let maps = pins::maps(root, sizes);
+        let outdated = !pins::other_maps(root, &maps)?.is_empty();
         // Before any program of it can learn.
         self.invalidator.take_charge_of(Some(datapath.epoch()));
         self.datapath = Some(datapath);
@@ -88,17 +92,52 @@ impl Node {
         self.sync_containers()?;
         // What was learned under another configuration dies before these programs see it, and what
         // the programs before them may have learned meanwhile dies after.
-        let renewed = self.tune_fast_path()?;
+        let tuning = self.tuning()?;
+        if let Some(datapath) = &mut self.datapath {
+            let renewed = datapath.announce(&tuning)?;
+            if outdated && !renewed {
+                datapath.raise_epoch()?;
+            }
+        }
         self.mend_attachments()?;
-        if renewed && let Some(datapath) = &self.datapath {
-            datapath.raise_epoch()?;
+        let renewed = self.tune_fast_path()?;
+        if let Some(datapath) = &self.datapath
+            && outdated
+            && !renewed
+        {
+            let epoch = datapath.raise_epoch()?;
             self.invalidator.count(Cause::Configuration);
+            info!("epoch {epoch}: maps of another version or size were in use");
         }
-        let stale = pins::remove_other_maps(root, &pins::maps(root, sizes))?;
-        for name in stale {
-            info!("removed maps of another version or size: {name}");
-        }
+        self.remove_garbage(&maps);
         Ok(())
+    }
+
+    /// Removes pins that other builds, other sizes and crashed runs have left. Only once all that
+    /// has to run is attached: until then, packets may still go by them.
+    fn remove_garbage(&self, maps: &Path) {
+        let root = Path::new(PIN_ROOT);
+        match pins::remove_other_maps(root, maps) {
+            Ok(stale) => stale
+                .iter()
+                .for_each(|name| info!("removed maps of another version or size: {name}")),
+            // In nobody's way; the next start tries again.
+            Err(reason) => warn!("remove maps of another version or size: {reason}"),
+        }
+        let Some(datapath) = &self.datapath else {
+            return;
+        };
+        let containers = self.state.containers.values();
+        let wanted: Vec<_> = containers
+            .map(|container| (&*container.device, CONTAINER))
+            .chain([(&*self.config.node.underlay, UNDERLAY)])
+            .collect();
+        match datapath.remove_other_links(&wanted) {
+            Ok(stale) => stale
+                .iter()
+                .for_each(|name| info!("removed a program's leftover link: {name}")),
+            Err(reason) => warn!("remove leftover links: {reason}"),
+        }
     }
 
     /// Puts the programs on every device that has to have them, where they are not: somebody may
@@ -133,6 +172,47 @@ impl Node {
         match &mut self.datapath {
             Some(datapath) => datapath.attach(device, CONTAINER).map(|_| ()),
             None => Ok(()),
+        }
+    }
+
+    /// Notes that the underlay's clsact qdisc is going to be ours to remove, where there will be one
+    /// and is none now. Ahead of its making: a crash in between leaves no qdisc without an owner.
+    pub(super) async fn note_clsact(&mut self) -> Result<(), DaemonError> {
+        let underlay = &self.config.node.underlay;
+        let will_be = self.config.cache.enabled
+            && attach_mode(self.config.cache.attach) == AttachMode::Clsact
+            && !self.state.clsact.contains(underlay);
+        if will_be && !self.netlink.has_clsact(underlay).await? {
+            self.state.clsact.push(underlay.clone());
+            self.store.save(&self.state)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the clsact qdiscs that were made for filters where links have taken their place, or
+    /// nothing has. Those that others use stay.
+    pub(super) async fn leave_clsact(&mut self) {
+        let mode = self.datapath.as_ref().map(Datapath::mode);
+        if mode == Some(AttachMode::Clsact) {
+            return;
+        }
+        let containers = self.state.containers.values();
+        let devices: Vec<String> = containers
+            .map(|container| container.device.clone())
+            .chain(self.state.clsact.iter().cloned())
+            .collect();
+        let noted = self.state.clsact.len();
+        for device in &devices {
+            match self.netlink.delete_clsact(device).await {
+                Ok(()) => self.state.clsact.retain(|made| made != device),
+                // In nobody's way; the next start tries again.
+                Err(reason) => warn!("remove the qdisc that filters were on: {reason}"),
+            }
+        }
+        if noted != self.state.clsact.len()
+            && let Err(reason) = self.store.save(&self.state)
+        {
+            warn!("{reason}");
         }
     }
 
@@ -183,17 +263,21 @@ impl Node {
         datapath.set_containers(&present)
     }
 
-    /// Sets lease and ports as the host's settings ask for; a new epoch where what was learned
-    /// under another configuration does not hold.
-    /// Returns whether the epoch was raised.
-    pub(super) fn tune_fast_path(&mut self) -> Result<bool, DaemonError> {
+    /// Lease and ports as the host's settings ask for, and what learned results depend on.
+    fn tuning(&self) -> Result<Tuning, DaemonError> {
         let timeouts = self.sysctls.conntrack_timeouts()?;
         let ports = self.sysctls.local_port_range()?;
-        let tuning = Tuning {
+        Ok(Tuning {
             lease: effective_lease(self.config.cache.lease, &timeouts),
             ports: (*ports.start(), *ports.end()),
             fingerprint: fingerprint(&self.config),
-        };
+        })
+    }
+
+    /// Applies [`Node::tuning`]; a new epoch where what was learned under another configuration
+    /// does not hold. Returns whether the epoch was raised.
+    pub(super) fn tune_fast_path(&mut self) -> Result<bool, DaemonError> {
+        let tuning = self.tuning()?;
         if let Some(datapath) = &self.datapath
             && datapath.tune(&tuning)?
         {
@@ -259,6 +343,7 @@ pub(super) fn constants(config: &Config) -> Constants {
         vtep: vtep_mac(config.node.address),
         gateway: gateway_mac(config.overlay.gateway()),
         gateway_address: u32::from(config.overlay.gateway()).to_be(),
+        flows: config.cache.flows,
         reserved: [0; 2],
     }
 }

@@ -29,7 +29,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub use lock::{Lock, LockError};
 pub use node::Node;
@@ -200,14 +200,14 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
         use_paths_of(path)?;
     }
     let lock = Lock::take()?;
-    for message in lacking {
-        warn!("{message}");
-    }
     // Before the first look at the host, so that no change falls between the two.
     let invalidator = Invalidator::default();
     let news = watcher::spawn(invalidator.clone())?;
     let store = Store::new(paths.state.clone());
     let mut node = Node::new(netlink, store, file, config, invalidator)?;
+    for message in lacking {
+        warn!("{message}");
+    }
     tokio::select! {
         started = node.start() => started?,
         // What is half done is done whole by the next start.
@@ -266,6 +266,9 @@ async fn serve_node(
                 settled.get_or_insert_with(|| Instant::now() + SETTLE);
             }
             request = requests.recv() => match request {
+                Some(request) if request.is_abandoned() => {
+                    debug!("control socket: a caller has gone before its request was begun");
+                }
                 Some(Request::Down(answer)) => {
                     // Whatever came of it, the node is taken apart: a second `oncache down` goes on
                     // from the state file.

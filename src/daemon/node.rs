@@ -131,10 +131,12 @@ impl Node {
             self.leave_underlay(&former).await;
         }
         self.adopt_containers().await?;
+        self.note_clsact().await?;
         self.start_fast_path();
         // Of what changed while no daemon ran, only part could be told: nftables counts its
         // transactions, but neither routes nor neighbours nor conntrack count theirs.
         self.invalidate(Cause::Start, "");
+        self.leave_clsact().await;
         Ok(())
     }
 

@@ -104,7 +104,11 @@ impl Node {
         log::set_level(self.config.log.level);
         let news = self.newly_away(&old);
         self.forget_in_containers(&news).await;
+        if let Err(reason) = self.note_clsact().await {
+            error!("note the qdisc that filters will be on: {reason}");
+        }
         self.apply_to_fast_path(effect, changed, (cause, object));
+        self.leave_clsact().await;
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use crate::{
         api::{CacheStatus, Flushed, HitRatio, PeerInfo, Stats, Status},
         server::{Refusal, RefusalKind, Request},
     },
-    datapath::{DatapathError, clock},
+    datapath::{DatapathError, clock, counters::FlowTurnover},
     overlay::source_guard,
     policy::kernel::PolicyError,
     probe::{Roots, probe},
@@ -112,9 +112,9 @@ impl Node {
 
     /// Counters and hit ratios; none of the programs' where there is no fast path.
     async fn stats(&self) -> Result<Stats, DaemonError> {
-        let counters = match &self.datapath {
-            Some(datapath) => datapath.counters()?,
-            None => Vec::new(),
+        let (counters, flows) = match &self.datapath {
+            Some(datapath) => (datapath.counters()?, datapath.turnover()?),
+            None => (Vec::new(), FlowTurnover::default()),
         };
         let (invalidations, since) = self.invalidator.counts();
         Ok(Stats {
@@ -122,6 +122,7 @@ impl Node {
             invalidations_since_s: since.as_secs(),
             hit_ratio: HitRatio::of(&counters),
             counters,
+            flows,
             spoofed: source_guard::dropped().await?.unwrap_or(0),
         })
     }

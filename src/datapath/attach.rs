@@ -243,6 +243,32 @@ impl Datapath {
         detach(&self.root, device)
     }
 
+    /// Removes the pinned links that are none of `wanted`: those of devices that are gone or not
+    /// ours any more. To be called once the wanted ones are attached. Returns their names.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Pin`] if the bpffs can't be read or written.
+    pub fn remove_other_links(
+        &self,
+        wanted: &[(&str, [Program; 2])],
+    ) -> Result<Vec<String>, DatapathError> {
+        let kept: Vec<PathBuf> = match self.mode {
+            AttachMode::Tcx => wanted
+                .iter()
+                .flat_map(|(device, programs)| programs.map(|it| pin(&self.root, device, it)))
+                .collect(),
+            AttachMode::Clsact => Vec::new(),
+        };
+        let links = pins::links(&self.root);
+        let mut others = pins::names(&links)?;
+        others.retain(|name| !kept.contains(&links.join(name)));
+        for name in &others {
+            pins::remove(&links.join(name))?;
+        }
+        Ok(others)
+    }
+
     /// How this load attaches programs.
     #[must_use]
     pub const fn mode(&self) -> AttachMode {

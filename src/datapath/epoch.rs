@@ -166,6 +166,27 @@ impl Datapath {
         self.epoch.tune(tuning)
     }
 
+    /// As [`Datapath::tune`], ahead of the programs' attachment: a new epoch under another
+    /// fingerprint, which is not noted yet. Until this load's programs are attached, those of an
+    /// earlier one may still learn; a start that ends in between leaves it to the next to see that
+    /// the fingerprint is another, and to raise the epoch again. Returns whether it was raised.
+    ///
+    /// # Errors
+    ///
+    /// As [`Datapath::raise_epoch`].
+    pub fn announce(&mut self, tuning: &Tuning) -> Result<bool, DatapathError> {
+        let old = self.settings()?;
+        self.tune(&Tuning {
+            fingerprint: old.fingerprint,
+            ..*tuning
+        })?;
+        let differs = tuning.fingerprint != old.fingerprint;
+        if differs {
+            self.raise_epoch()?;
+        }
+        Ok(differs)
+    }
+
     /// Makes everything learned so far dead. To be called after the change that it follows from;
     /// when it returns, no packet is judged by the old state.
     ///

@@ -78,6 +78,18 @@ pub(super) fn remove_tree(directory: &Path) -> Result<(), DatapathError> {
     }
 }
 
+/// Names of the map directories of other layouts or sizes than `kept`.
+///
+/// # Errors
+///
+/// [`DatapathError::Pin`] if the bpffs can't be read.
+pub fn other_maps(root: &Path, kept: &Path) -> Result<Vec<String>, DatapathError> {
+    let maps = root.join("maps");
+    let mut others = names(&maps)?;
+    others.retain(|name| maps.join(name) != kept);
+    Ok(others)
+}
+
 /// Removes the map directories of other layouts or sizes than `kept`. To be called once no program
 /// of theirs is attached.
 ///
@@ -85,16 +97,11 @@ pub(super) fn remove_tree(directory: &Path) -> Result<(), DatapathError> {
 ///
 /// [`DatapathError::Pin`] if the bpffs can't be read or written.
 pub fn remove_other_maps(root: &Path, kept: &Path) -> Result<Vec<String>, DatapathError> {
-    let maps = root.join("maps");
-    let mut removed = Vec::new();
-    for name in names(&maps)? {
-        let directory = maps.join(&name);
-        if directory != kept {
-            remove_tree(&directory)?;
-            removed.push(name);
-        }
+    let others = other_maps(root, kept)?;
+    for name in &others {
+        remove_tree(&root.join("maps").join(name))?;
     }
-    Ok(removed)
+    Ok(others)
 }
 
 /// Removes every pin below `root`: maps, and with their last reference the links.

@@ -185,8 +185,15 @@ impl Datapath {
     fn remove_flows(&mut self, chosen: impl Fn(&FlowKey) -> bool) -> Result<usize, DatapathError> {
         let mut removed = 0;
         for flow in keys(&self.filter).into_iter().filter(|flow| chosen(flow)) {
-            removed += usize::from(remove_key(&mut self.filter, &flow, "FILTER")?);
+            match remove_key(&mut self.filter, &flow, "FILTER") {
+                Ok(was_there) => removed += usize::from(was_there),
+                Err(error) => {
+                    self.note_cleared(removed)?;
+                    return Err(error);
+                }
+            }
         }
+        self.note_cleared(removed)?;
         Ok(removed)
     }
 

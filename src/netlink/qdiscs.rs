@@ -32,6 +32,26 @@ const HOOKS: [TcHandle; 2] = [
 ];
 
 impl Netlink {
+    /// Whether a device has a clsact qdisc. False where there is no such device.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn has_clsact(&self, device: &str) -> Result<bool, NetlinkError> {
+        let Some(link) = self.link_by_name(device).await? else {
+            return Ok(false);
+        };
+        let all = RouteNetlinkMessage::GetQueueDiscipline(message(link.index, TcHandle::default()));
+        let index = i32::try_from(link.index).unwrap_or_default();
+        // The kernel lists those of all devices (net/sched/sch_api.c, `tc_dump_qdisc`).
+        Ok(self.dump("list qdiscs", all).await?.iter().any(|entry| {
+            matches!(
+                entry,
+                RouteNetlinkMessage::NewQueueDiscipline(qdisc)
+                    if qdisc.header.index == index && qdisc.header.parent == CLSACT_PARENT
+            )
+        }))
+    }
+
     /// Removes the clsact qdisc of a device, unless somebody has filters on it. No error where the
     /// qdisc or the device is gone.
     ///

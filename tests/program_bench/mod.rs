@@ -15,7 +15,7 @@ pub mod world;
 
 use std::{collections::HashSet, path::Path, time::Duration};
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use oncache::datapath::{
     AttachMode, Datapath, PIN_ROOT, PacketContext, RunOutcome, Sizes, clock, epoch::Tuning, pins,
 };
@@ -24,6 +24,7 @@ use oncache_abi::{
     flow::{FilterWord, FlowKey},
     reason::{Program, REASONS_PER_PROGRAM, Reason},
     settings::Settings,
+    turnover::Turnover,
 };
 use oncache_testbed::Place;
 
@@ -134,6 +135,25 @@ impl Bench {
         all.map(|(program, reason)| ((program.name(), reason.name()), self.count(program, reason)))
             .filter(|(_, packets)| *packets != 0)
             .collect()
+    }
+
+    /// Makes every CPU's window one that begins at this tick, and full.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub fn crowd(&mut self, since: u64) {
+        for (turnover, value) in [
+            (Turnover::WindowBegun, since),
+            (Turnover::WindowEntered, u64::from(u32::MAX)),
+        ] {
+            let cpus = self
+                .counters
+                .get(&turnover.index(), 0)
+                .expect("a counter")
+                .len();
+            let values = PerCpuValues::try_from(vec![value; cpus]).expect("one for each CPU");
+            self.counters
+                .set(turnover.index(), values, 0)
+                .expect("a counter");
+        }
     }
 
     /// What the programs remember.

@@ -84,6 +84,7 @@ pub fn constants() -> Constants {
         vtep: VTEP_MAC,
         gateway: GATEWAY_MAC,
         gateway_address: key(GATEWAY),
+        flows: u32::MAX,
         reserved: [0; 2],
     }
 }

@@ -57,6 +57,7 @@ const GIVEN: [(Program, &[Reason]); 4] = [
             NotPeer,
             NotEstablished,
             StaleMark,
+            Crowded,
             HelperFailed,
         ],
     ),
@@ -106,6 +107,7 @@ const GIVEN: [(Program, &[Reason]); 4] = [
             NoContainer,
             NotEstablished,
             StaleMark,
+            Crowded,
             HelperFailed,
         ],
     ),
@@ -117,6 +119,12 @@ const GIVEN: [(Program, &[Reason]); 4] = [
 const OUT_OF_REACH: [(Program, Reason); 2] = [
     (Program::EgressInit, HelperFailed),
     (Program::IngressInit, HelperFailed),
+];
+
+/// What one packet alone does not bring about for sure: see `crowded.rs`.
+const BY_CHANCE: [(Program, Reason); 2] = [
+    (Program::EgressInit, Crowded),
+    (Program::IngressInit, Crowded),
 ];
 
 /// A packet that may be learned from is one that only the caches were missing for.
@@ -155,7 +163,7 @@ fn every_reason_of_every_program_has_a_case() {
     let given: BTreeSet<String> = GIVEN
         .iter()
         .flat_map(|(program, reasons)| reasons.iter().map(|reason| (*program, *reason)))
-        .filter(|pair| !OUT_OF_REACH.contains(pair))
+        .filter(|pair| !OUT_OF_REACH.contains(pair) && !BY_CHANCE.contains(pair))
         .map(|(program, reason)| named(program, reason))
         .collect();
     assert_eq!(reached, given);

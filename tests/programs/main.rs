@@ -3,6 +3,7 @@
 
 mod case;
 mod complete;
+mod crowded;
 mod egress;
 mod egress_init;
 mod epoch_race;

@@ -7,6 +7,7 @@
 //! are never taken over.
 #![no_std]
 
+pub mod admission;
 pub mod cache;
 pub mod checksum;
 pub mod flow;
@@ -14,6 +15,7 @@ pub mod headers;
 pub mod mark;
 pub mod reason;
 pub mod settings;
+pub mod turnover;
 
 /// Marks a type as plain data for aya, on the daemon's side only.
 macro_rules! plain_data {

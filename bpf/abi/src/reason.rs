@@ -132,6 +132,8 @@ reasons! {
     HelperFailed = "helper-failed",
     /// larger, with its outer headers, than the underlay device's MTU, or that device is gone
     OverUnderlay = "over-underlay",
+    /// not entered: more new flows within a lease than the filter cache has room for
+    Crowded = "crowded",
 }
 
 #[cfg(test)]

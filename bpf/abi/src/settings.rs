@@ -24,6 +24,8 @@ pub struct Constants {
     pub mtu: u32,
     /// Address of the bridge, network byte order.
     pub gateway_address: u32,
+    /// Room of the filter cache, in flows.
+    pub flows: u32,
     /// UDP port of VXLAN, network byte order.
     pub port: u16,
     /// MAC address of this host's VTEP.
@@ -144,7 +146,7 @@ mod tests {
 
     #[test]
     fn values_have_no_padding() {
-        assert_eq!(size_of::<Constants>(), 8 * 4 + 2 + 6 + 6 + 2);
+        assert_eq!(size_of::<Constants>(), 9 * 4 + 2 + 6 + 6 + 2);
         assert_eq!(size_of::<Settings>(), 32);
     }
 }

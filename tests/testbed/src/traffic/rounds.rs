@@ -25,6 +25,8 @@ pub struct Rounds {
     pub response: usize,
     /// How long a response may take; over UDP it then counts as lost, over TCP it is the end.
     pub patience: Duration,
+    /// A pause after each round.
+    pub pause: Duration,
 }
 
 impl Rounds {
@@ -37,6 +39,7 @@ impl Rounds {
             request: 64,
             response: 64,
             patience: Duration::from_secs(1),
+            pause: Duration::ZERO,
         }
     }
 
@@ -57,7 +60,7 @@ impl Rounds {
         match connect(from, to, port, self.patience.max(Duration::from_secs(10))) {
             Ok((mut client, server)) => thread::scope(|scope| {
                 scope.spawn(|| self.answer_tcp(server));
-                let report = self.ask(|request, response| {
+                let report = self.ask(&AtomicBool::new(true), |request, response| {
                     client.write_all(request)?;
                     client.read_exact(response)
                 });
@@ -71,6 +74,18 @@ impl Rounds {
     /// Does the rounds with UDP datagrams from `from` to `to`; port 0 is any.
     #[must_use]
     pub fn udp(&self, from: &Container, to: &Container, port: u16) -> RoundsReport {
+        self.udp_while(from, to, port, &AtomicBool::new(true))
+    }
+
+    /// As [`Rounds::udp`], but no longer than `going` is set.
+    #[must_use]
+    pub fn udp_while(
+        &self,
+        from: &Container,
+        to: &Container,
+        port: u16,
+        going: &AtomicBool,
+    ) -> RoundsReport {
         let sockets = || {
             let server = to.enter(|| UdpSocket::bind((to.ip, port)))?;
             let client = from.enter(|| UdpSocket::bind((from.ip, 0)))?;
@@ -88,7 +103,7 @@ impl Rounds {
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| self.answer_udp(&server, &done));
-            let report = self.ask(|request, response| {
+            let report = self.ask(going, |request, response| {
                 client.send(request)?;
                 let deadline = Instant::now() + self.patience;
                 loop {
@@ -109,14 +124,21 @@ impl Rounds {
         })
     }
 
-    fn ask(&self, mut exchange: impl FnMut(&[u8], &mut [u8]) -> io::Result<()>) -> RoundsReport {
+    fn ask(
+        &self,
+        going: &AtomicBool,
+        mut exchange: impl FnMut(&[u8], &mut [u8]) -> io::Result<()>,
+    ) -> RoundsReport {
         let started = Instant::now();
         let mut request = vec![0x5a; self.request.max(8)];
         let mut response = vec![0; self.response.max(8)];
         let mut report = RoundsReport::failed(String::new());
         report.error = None;
         let mut times = Vec::new();
-        while report.asked < self.count && started.elapsed() < self.at_most {
+        while report.asked < self.count
+            && started.elapsed() < self.at_most
+            && going.load(Ordering::Relaxed)
+        {
             request[..8].copy_from_slice(&report.asked.to_be_bytes());
             report.asked += 1;
             response.fill(0);
@@ -131,6 +153,9 @@ impl Rounds {
                     report.error = Some(format!("round {}: {error}", report.asked));
                     break;
                 }
+            }
+            if !self.pause.is_zero() {
+                thread::sleep(self.pause);
             }
         }
         report.seconds = started.elapsed().as_secs_f64();
