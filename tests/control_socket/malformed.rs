@@ -98,7 +98,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Option<u16>)> {
         ),
         (
             "a body that is too large",
-            json(&format!("{{\"name\": {:?}}}", long.repeat(3))),
+            json(&format!("{{\"name\": {:?}}}", long.repeat(11))),
             Some(413),
         ),
         (
@@ -123,7 +123,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Option<u16>)> {
             "chunks without an end",
             with_body(
                 "content-type: application/json\r\ntransfer-encoding: chunked",
-                &chunk.repeat(16),
+                &chunk.repeat(64),
             ),
             Some(413),
         ),

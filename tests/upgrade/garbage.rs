@@ -132,7 +132,10 @@ fn a_start_that_dies_before_its_programs_are_attached_is_begun_anew() {
             fingerprint: 7,
         };
         // SAFETY: integers and arrays of them.
-        let constants: Constants = unsafe { std::mem::zeroed() };
+        let constants = Constants {
+            mark_mask: 0x0fff_0000,
+            ..unsafe { std::mem::zeroed() }
+        };
         let load = || {
             let sizes = Sizes { flows: 1024 };
             Datapath::load(Path::new(PIN_ROOT), &constants, sizes, AttachMode::Tcx)
