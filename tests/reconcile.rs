@@ -1,6 +1,7 @@
 //! Whatever is done to the overlay by hand, the daemon mends it, and touches nothing else.
 
 mod lab;
+mod reloading;
 
 use std::{thread, time::Duration};
 
@@ -8,8 +9,8 @@ use lab::{
     Hits, PATIENCE, assert_same, epoch, eventually, log_since, status, two_hosts, until_fast,
     until_fast_again, until_same,
 };
-use nix::sys::signal::Signal;
 use oncache_testbed::{Container, Host, Lab, traffic};
+use reloading::reload;
 
 /// How long mending may take of what the kernel tells the daemon of. Settings it does not: they wait
 /// for the reconciliation that comes every five seconds, and that has [`PATIENCE`].
@@ -172,25 +173,6 @@ fn what_went_while_no_daemon_ran_is_forgotten() {
     );
     let heir = alpha.add_container_with("heir", &["--ip", "10.42.1.2"]);
     until_fast_again([alpha, lab.beta()], &heir, &server);
-}
-
-/// Asks for a reload and waits until the daemon is through with it.
-fn reload(host: &Host) -> Vec<String> {
-    let from = host.log().len();
-    let ready = host
-        .notifications()
-        .iter()
-        .flat_map(|letter| letter.lines())
-        .filter(|line| *line == "READY=1")
-        .count();
-    host.signal(Signal::SIGHUP);
-    assert!(
-        host.wait_notified("READY=1", ready + 1, PATIENCE),
-        "a reload ends"
-    );
-    let lines = log_since(host, from);
-    println!("{}: {lines:#?}", host.name);
-    lines
 }
 
 #[test]
