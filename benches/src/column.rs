@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oncache_testbed::{Container, Host, Lab, UNDERLAY};
+use oncache_testbed::{Config, Container, Host, Lab, UNDERLAY};
 
 use crate::floor::Floor;
 
@@ -96,6 +96,15 @@ pub struct Bed {
 impl Bed {
     /// Makes the hosts, the wire and both ends.
     pub fn new(column: &Column, wire: Wire) -> Result<Self, String> {
+        Self::with(column, wire, |config| config)
+    }
+
+    /// As [`Bed::new`], with daemons that are configured otherwise.
+    pub fn with(
+        column: &Column,
+        wire: Wire,
+        adjust: impl Fn(Config) -> Config,
+    ) -> Result<Self, String> {
         let lab = Lab::two_hosts(&column.oncache);
         for host in lab.all() {
             host.set_sysctl(&format!("net.ipv4.conf.{UNDERLAY}.forwarding"), "1");
@@ -119,7 +128,7 @@ impl Bed {
             Kind::Overlay | Kind::Oncache => {
                 for host in lab.all() {
                     let config = host.default_config().cache(column.kind == Kind::Oncache);
-                    host.write_config(&config.to_string());
+                    host.write_config(&adjust(config).to_string());
                 }
                 lab.start();
                 (

@@ -1,34 +1,33 @@
-//! docs/benchmarks.md: the part between two marks is made anew, and the plots beside it.
+//! docs/benchmarks.md: what is between two marks is made anew, and the plots beside it.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use crate::{
     column::Wire,
+    metric::{self, Row},
     plot,
     rounds::{Effort, Results},
+    sweep::Sweep,
     table::{self, markdown},
 };
 
 const DOCUMENT: &str = "docs/benchmarks.md";
-const BEGIN: &str = "<!-- figures: made by `make bench` -->\n";
 const END: &str = "<!-- end of figures -->\n";
+
+/// The marks that begin a section.
+const FIGURES: &str = "<!-- figures: made by `make bench` -->\n";
+const SWEEPS: &str = "<!-- figures: made by `make bench-sweep` -->\n";
 
 /// Writes the figures into the document, and one plot for each kind of wire.
 pub fn update(all: &[(Wire, Results)], effort: Effort) -> Result<(), String> {
-    let failed = |path: &str, error: std::io::Error| format!("{path}: {error}");
-    let old = fs::read_to_string(DOCUMENT).map_err(|error| failed(DOCUMENT, error))?;
-    let missing = || format!("{DOCUMENT}: no line {:?} or {:?}", BEGIN.trim(), END.trim());
-    let (before, rest) = old.split_once(BEGIN).ok_or_else(missing)?;
-    let (_, after) = rest.split_once(END).ok_or_else(missing)?;
     let mut figures = machine(effort);
     for (wire, results) in all {
         let plot = format!("benchmarks-{}.svg", wire.name());
-        let path = format!("docs/{plot}");
         let title = format!(
             "CPU cost, both ends and all between them; wire: {}",
             wire.name()
         );
-        fs::write(&path, plot::costs(results, &title)).map_err(|error| failed(&path, error))?;
+        write(&format!("docs/{plot}"), &plot::costs(results, &title))?;
         figures += &format!("\n### Wire: {}\n\n![CPU cost]({plot})\n\n", wire.name());
         figures += &markdown(&table::figures(results));
         figures += "\noncache divided by the others; more is better of rates, less of CPU:\n\n";
@@ -36,8 +35,34 @@ pub fn update(all: &[(Wire, Results)], effort: Effort) -> Result<(), String> {
         figures += "\nTime of the programs by `bpf_stats`:\n\n";
         figures += &markdown(&table::programs(results));
     }
-    let new = format!("{before}{BEGIN}{figures}{END}{after}");
-    fs::write(DOCUMENT, new).map_err(|error| failed(DOCUMENT, error))
+    replace(FIGURES, &figures)
+}
+
+/// The same of the sweeps.
+pub fn update_sweeps(all: &[(Sweep, Vec<Row>)], effort: Effort) -> Result<(), String> {
+    let mut figures = machine(effort);
+    for (sweep, rows) in all {
+        let name = sweep.name();
+        let plot = format!("benchmarks-{name}.svg");
+        let drawn = plot::rows(rows, sweep.plotted(), &format!("By {name}"));
+        write(&format!("docs/{plot}"), &drawn)?;
+        figures += &format!("\n### By {name}\n\n![By {name}]({plot})\n\n");
+        figures += &markdown(&table::turned(&metric::table(&[name], rows)));
+    }
+    replace(SWEEPS, &figures)
+}
+
+/// Replaces what is between a section's mark and the end of figures.
+fn replace(begin: &str, figures: &str) -> Result<(), String> {
+    let old = fs::read_to_string(DOCUMENT).map_err(|error| format!("{DOCUMENT}: {error}"))?;
+    let missing = || format!("{DOCUMENT}: no line {:?} or {:?}", begin.trim(), END.trim());
+    let (before, rest) = old.split_once(begin).ok_or_else(missing)?;
+    let (_, after) = rest.split_once(END).ok_or_else(missing)?;
+    write(DOCUMENT, &format!("{before}{begin}{figures}{END}{after}"))
+}
+
+fn write(path: &str, text: &str) -> Result<(), String> {
+    fs::write(path, text).map_err(|error| format!("{path}: {error}"))
 }
 
 /// What the figures were measured on.
@@ -52,9 +77,19 @@ fn machine(effort: Effort) -> String {
         .trim_start_matches([' ', '\t', ':']);
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     format!(
-        "\nLinux {} on {cpus} x {model}; {} rounds, each workload {} ms a round.\n",
+        "\nMeasured on {}, Linux {} on {cpus} x {model}; {} rounds, each workload {} ms a round.\n",
+        today(),
         read("/proc/sys/kernel/osrelease").trim(),
         effort.rounds,
         effort.time.as_millis(),
+    )
+}
+
+/// The date, as the machine has it.
+fn today() -> String {
+    let date = Command::new("date").args(["--utc", "+%F"]).output();
+    date.map_or_else(
+        |_| "an unknown day".to_owned(),
+        |date| String::from_utf8_lossy(&date.stdout).trim().to_owned(),
     )
 }

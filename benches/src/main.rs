@@ -1,25 +1,38 @@
 //! Measures oncache against the bare host, the host's firewall, the plain overlay and the limit of a
-//! design with veth devices: `make bench`, `make bench-quick`. docs/benchmarks.md says how to read it.
+//! design with veth devices: `make bench`, `make bench-quick`; and what more flows, peers and
+//! containers cost: `make bench-sweep`. docs/benchmarks.md says how to read it.
 
 mod column;
 mod cpu;
+mod daemon;
 mod document;
+mod entries;
 mod floor;
 mod json;
+mod metric;
 mod path;
 mod plot;
 mod programs;
 mod rounds;
 mod series;
+mod spread;
+mod sweep;
 mod table;
 mod traffic;
 
-use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Parser;
 use column::{Bed, Column, Kind, Wire};
+use metric::Row;
 use rounds::{Effort, Results};
-use table::aligned;
+use sweep::Sweep;
+use table::{aligned, turned};
 use traffic::Workload;
 
 /// Measures oncache against the plain overlay, the bare host and the limit of its design.
@@ -53,6 +66,12 @@ struct Arguments {
     /// Only this kind of wire.
     #[arg(long, value_enum)]
     wire: Option<Wire>,
+    /// Instead: the same with ever more flows, peers or containers.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    sweep: Vec<Sweep>,
+    /// How far sweeps go.
+    #[arg(long, default_value_t = 1_000_000)]
+    most: u32,
     /// Writes all figures there as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -63,7 +82,11 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = bench(&arguments);
+    let outcome = if arguments.sweep.is_empty() {
+        bench(&arguments)
+    } else {
+        sweeps(&arguments)
+    };
     if let Err(error) = &outcome {
         eprintln!("bench: {error}");
     }
@@ -84,13 +107,53 @@ fn main() -> ExitCode {
     }
 }
 
-fn bench(arguments: &Arguments) -> Result<(), String> {
-    if !arguments.oncache.is_file() {
-        return Err(format!(
-            "no {}; run `make build`",
-            arguments.oncache.display()
-        ));
+fn built(arguments: &Arguments) -> Result<(), String> {
+    let path = &arguments.oncache;
+    if path.is_file() {
+        Ok(())
+    } else {
+        Err(format!("no {}; run `make build`", path.display()))
     }
+}
+
+fn sweeps(arguments: &Arguments) -> Result<(), String> {
+    built(arguments)?;
+    let effort = effort(arguments);
+    let mut all: Vec<(Sweep, Vec<Row>)> = Vec::new();
+    for sweep in Sweep::ALL {
+        if !arguments.sweep.contains(&sweep) {
+            continue;
+        }
+        let rows = sweep.run(&arguments.oncache, effort, arguments.most)?;
+        println!("\nBy {}.\n", sweep.name());
+        print!(
+            "{}",
+            aligned(&turned(&metric::table(&[sweep.name()], &rows)))
+        );
+        all.push((sweep, rows));
+    }
+    if let Some(path) = &arguments.json {
+        let whole = all
+            .iter()
+            .map(|(sweep, rows)| (sweep.name().to_owned(), metric::json(&[sweep.name()], rows)));
+        write_json(path, whole.collect())?;
+    }
+    if arguments.document {
+        document::update_sweeps(&all, effort)?;
+    }
+    Ok(())
+}
+
+fn write_json(
+    path: &Path,
+    whole: serde_json::Map<String, serde_json::Value>,
+) -> Result<(), String> {
+    let text = format!("{:#}\n", serde_json::Value::Object(whole));
+    fs::write(path, text).map_err(|error| format!("write {}: {error}", path.display()))
+}
+
+fn bench(arguments: &Arguments) -> Result<(), String> {
+    built(arguments)?;
     let columns = chosen_columns(arguments)?;
     let workloads = chosen_workloads(arguments)?;
     let effort = effort(arguments);
@@ -118,12 +181,10 @@ fn bench(arguments: &Arguments) -> Result<(), String> {
         all.push((wire, results));
     }
     if let Some(path) = &arguments.json {
-        let whole: serde_json::Map<_, _> = all
+        let whole = all
             .iter()
-            .map(|(wire, results)| (wire.name().to_owned(), json::results(results)))
-            .collect();
-        let text = format!("{:#}\n", serde_json::Value::Object(whole));
-        fs::write(path, text).map_err(|error| format!("write {}: {error}", path.display()))?;
+            .map(|(wire, results)| (wire.name().to_owned(), json::results(results)));
+        write_json(path, whole.collect())?;
     }
     if arguments.document {
         document::update(&all, effort)?;

@@ -2,30 +2,71 @@
 
 use std::fmt::Write as _;
 
-use crate::{rounds::Results, series::short};
+use crate::{metric::Row, rounds::Results, series::short};
 
 const COLOURS: [&str; 6] = [
     "#bbbbbb", "#888888", "#d98e4a", "#2f6fb3", "#7fb069", "#9467bd",
 ];
 const BAR: usize = 14;
 const GAP: usize = 16;
-const LEFT: usize = 110;
 const WIDTH: usize = 520;
 const TOP: usize = 44;
+/// About what a letter takes.
+const LETTER: usize = 6;
 
-/// CPU cost of each workload by column, each workload's greatest bar of the same length.
+/// Bars that are compared with each other: the greatest is as long as there is room.
+struct Group {
+    name: String,
+    unit: String,
+    /// None where it was not measured.
+    values: Vec<Option<f64>>,
+}
+
+/// CPU cost of each workload by column.
 pub fn costs(results: &Results, title: &str) -> String {
-    let group = BAR * results.columns.len() + GAP;
-    let height = TOP + group * results.rows.len() + 10;
-    let total = LEFT + WIDTH + 170;
+    let groups = results.rows.iter().map(|row| Group {
+        name: row.workload.to_string(),
+        unit: row.workload.cost_unit().to_owned(),
+        values: row
+            .cells
+            .iter()
+            .map(|cell| Some(cell.cost.median()))
+            .collect(),
+    });
+    bars(title, &results.columns, &groups.collect::<Vec<_>>())
+}
+
+/// Some metrics of each row, those whose name begins so.
+pub fn rows(rows: &[Row], metrics: &[&str], title: &str) -> String {
+    let columns: Vec<String> = rows.iter().map(|row| row.head.join(", ")).collect();
+    let groups = metrics.iter().filter_map(|wanted| {
+        let mut all = rows.iter().flat_map(|row| &row.metrics);
+        let name = &all.find(|metric| metric.name.starts_with(wanted))?.name;
+        let (what, unit) = name.rsplit_once(", ").unwrap_or((name, ""));
+        Some(Group {
+            name: what.to_owned(),
+            unit: unit.to_owned(),
+            values: rows.iter().map(|row| row.median(name)).collect(),
+        })
+    });
+    bars(title, &columns, &groups.collect::<Vec<_>>())
+}
+
+fn bars(title: &str, columns: &[String], groups: &[Group]) -> String {
+    let longest = |names: &mut dyn Iterator<Item = &String>| names.map(|it| it.len()).max();
+    let left = 16 + LETTER * longest(&mut groups.iter().map(|it| &it.name)).unwrap_or(0);
+    let legend = 24 + LETTER * longest(&mut columns.iter()).unwrap_or(0).max(8);
+    let group_height = BAR * columns.len() + GAP;
+    let height = TOP + group_height * groups.len() + 10;
+    let total = left + WIDTH + 170;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{total}\" height=\"{height}\" \
          font-family=\"sans-serif\" font-size=\"11\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
          <text x=\"8\" y=\"16\" font-size=\"13\">{title}</text>\n"
     );
-    for (number, column) in results.columns.iter().enumerate() {
-        let (x, colour) = (LEFT + number * 90, COLOURS[number % COLOURS.len()]);
+    for (number, column) in columns.iter().enumerate() {
+        let (x, colour) = (left + number * legend, COLOURS[number % COLOURS.len()]);
         let _ = writeln!(
             svg,
             "<rect x=\"{x}\" y=\"24\" width=\"10\" height=\"10\" fill=\"{colour}\"/>\
@@ -33,29 +74,30 @@ pub fn costs(results: &Results, title: &str) -> String {
             x + 14
         );
     }
-    for (index, row) in results.rows.iter().enumerate() {
-        let top = TOP + index * group;
-        let medians: Vec<f64> = row.cells.iter().map(|cell| cell.cost.median()).collect();
-        let greatest = medians.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+    for (index, group) in groups.iter().enumerate() {
+        let top = TOP + index * group_height;
+        let greatest = group.values.iter().flatten().copied();
+        let greatest = greatest.fold(f64::MIN_POSITIVE, f64::max);
         let _ = writeln!(
             svg,
             "<text x=\"8\" y=\"{}\">{}</text>",
-            top + group / 2,
-            row.workload
+            top + group_height / 2,
+            group.name
         );
-        for (number, median) in medians.iter().enumerate() {
+        for (number, value) in group.values.iter().enumerate() {
+            let Some(value) = value else { continue };
             let y = top + number * BAR;
-            let length = median / greatest * WIDTH as f64;
+            let length = value / greatest * WIDTH as f64;
             let colour = COLOURS[number % COLOURS.len()];
             let _ = writeln!(
                 svg,
-                "<rect x=\"{LEFT}\" y=\"{y}\" width=\"{length:.1}\" height=\"{}\" fill=\"{colour}\"/>\
+                "<rect x=\"{left}\" y=\"{y}\" width=\"{length:.1}\" height=\"{}\" fill=\"{colour}\"/>\
                  <text x=\"{:.1}\" y=\"{}\">{} {}</text>",
                 BAR - 2,
-                LEFT as f64 + length + 4.0,
+                left as f64 + length + 4.0,
                 y + BAR - 4,
-                short(*median),
-                row.workload.cost_unit(),
+                short(*value),
+                group.unit,
             );
         }
     }

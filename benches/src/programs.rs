@@ -38,13 +38,14 @@ pub struct ProgramTime {
     pub code: u32,
 }
 
-/// The programs of the fast path, where each is attached.
+/// The programs of the fast path, where each is attached: `egress` on the client's host, `ingress`
+/// on the server's.
 const PROGRAMS: [(&str, &str); 2] = [("egress", "onc-client"), ("ingress", UNDERLAY)];
 
-/// Run time, runs and code size of each of [`PROGRAMS`] at one moment.
-type Sample = [(Duration, u64, u32); 2];
+/// Run time, runs and code size of a program at one moment.
+type Sample = (Duration, u64, u32);
 
-/// Measures `egress` and `ingress` of the first host while a workload runs.
+/// Measures [`PROGRAMS`] while a workload runs.
 pub fn times(
     bed: &Bed,
     workload: Workload,
@@ -53,34 +54,36 @@ pub fn times(
 ) -> Result<Vec<ProgramTime>, String> {
     let _counting =
         enable_stats(Stats::RunTime).map_err(|error| format!("BPF_ENABLE_STATS: {error}"))?;
-    let host = bed.lab.alpha();
     let warm = Duration::from_millis(100);
-    let samples = thread::scope(|scope| {
+    thread::scope(|scope| {
         let traffic = scope.spawn(|| measure(workload, &bed.client, &bed.server, cpu, warm, time));
         thread::sleep(warm);
-        let samples = host.enter(|| sample(host, time));
+        let places = PROGRAMS.into_iter().zip(bed.hosts());
+        let sampling: Vec<_> = places
+            .map(|((program, device), host)| {
+                scope.spawn(move || host.enter(|| sample(host, program, device, time)))
+            })
+            .collect();
+        let all: Vec<_> = sampling
+            .into_iter()
+            .map(|it| it.join().expect("sampling reports"))
+            .collect();
         traffic.join().expect("traffic reports")?;
-        samples
-    })?;
-    PROGRAMS
-        .iter()
-        .enumerate()
-        .map(|(number, (program, _))| judge(program, number, &samples))
-        .collect()
+        let judged = PROGRAMS.into_iter().zip(all);
+        judged
+            .map(|((program, _), samples)| judge(program, &samples?))
+            .collect()
+    })
 }
 
-/// Run time, runs and code size of each program, every window.
-fn sample(host: &Host, time: Duration) -> Result<Vec<Sample>, String> {
+/// A program's run time, runs and code size, every window.
+fn sample(host: &Host, program: &str, device: &str, time: Duration) -> Result<Vec<Sample>, String> {
     let begun = Instant::now();
     let mut samples = Vec::new();
     while begun.elapsed() < time {
-        let mut row = [(Duration::ZERO, 0, 0); 2];
-        for (cell, (program, device)) in row.iter_mut().zip(PROGRAMS) {
-            let info = attached(program, device)
-                .map_err(|error| format!("{}: {program} at {device}: {error}", host.name))?;
-            *cell = (info.run_time(), info.run_count(), info.size_jitted());
-        }
-        samples.push(row);
+        let info = attached(program, device)
+            .map_err(|error| format!("{}: {program} at {device}: {error}", host.name))?;
+        samples.push((info.run_time(), info.run_count(), info.size_jitted()));
         thread::sleep(WINDOW);
     }
     Ok(samples)
@@ -95,11 +98,11 @@ fn attached(program: &str, device: &str) -> Result<ProgramInfo, String> {
         .ok_or_else(|| "not attached".to_owned())
 }
 
-fn judge(program: &'static str, number: usize, samples: &[Sample]) -> Result<ProgramTime, String> {
+fn judge(program: &'static str, samples: &[Sample]) -> Result<ProgramTime, String> {
     let mut windows = Vec::new();
     let mut runs = 0;
     for pair in samples.windows(2) {
-        let (before, after) = (pair[0][number], pair[1][number]);
+        let (before, after) = (pair[0], pair[1]);
         let count = after.1 - before.1;
         if count >= LEAST_RUNS {
             windows.push((after.0 - before.0).as_nanos() as f64 / count as f64);
@@ -115,6 +118,6 @@ fn judge(program: &'static str, number: usize, samples: &[Sample]) -> Result<Pro
         least,
         median: windows[windows.len() / 2],
         runs,
-        code: samples[0][number].2,
+        code: samples[0].2,
     })
 }

@@ -78,7 +78,8 @@ pub fn run(beds: &[Bed], workloads: &[Workload], effort: Effort) -> Result<Resul
     })
 }
 
-fn once(bed: &Bed, workload: Workload, effort: Effort, cell: &mut Cell) -> Result<(), String> {
+/// Measures a workload on one bed, once.
+pub fn once(bed: &Bed, workload: Workload, effort: Effort, cell: &mut Cell) -> Result<(), String> {
     let before = Passed::of(bed)?;
     let (client, server) = (&bed.client, &bed.server);
     let figure = measure(

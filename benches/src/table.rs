@@ -104,6 +104,13 @@ pub fn programs(results: &Results) -> Table {
     table
 }
 
+/// With rows as columns and columns as rows.
+pub fn turned(table: &Table) -> Table {
+    let columns = table.first().map_or(0, Vec::len);
+    let column = |number: usize| table.iter().map(|row| row[number].clone()).collect();
+    (0..columns).map(column).collect()
+}
+
 /// Aligned for a terminal.
 pub fn aligned(table: &Table) -> String {
     let columns = table.first().map_or(0, Vec::len);

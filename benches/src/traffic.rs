@@ -14,7 +14,10 @@ use std::{
 
 use oncache_testbed::Container;
 
-use crate::cpu::{SoftirqDaemon, ThreadClock, pin};
+use crate::{
+    cpu::{SoftirqDaemon, ThreadClock, pin},
+    spread,
+};
 
 /// A kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +32,9 @@ pub enum Workload {
     Datagrams(usize),
     /// So many connections at once, one way.
     TcpStreams(usize),
+    /// Small datagrams, each of another of so many flows, one way; their entries have to be in the
+    /// filter caches before, see `entries.rs`.
+    Spread(u32),
 }
 
 impl Workload {
@@ -61,7 +67,7 @@ impl Workload {
     pub const fn rate_unit(self) -> &'static str {
         match self {
             Self::TcpRounds | Self::UdpRounds | Self::TcpConnections => "thousand/s",
-            Self::Datagrams(64) => "thousand packets/s",
+            Self::Datagrams(64) | Self::Spread(_) => "thousand packets/s",
             Self::Datagrams(_) | Self::TcpStreams(_) => "Gbit/s",
         }
     }
@@ -70,7 +76,7 @@ impl Workload {
     pub const fn cost_unit(self) -> &'static str {
         match self {
             Self::TcpRounds | Self::UdpRounds | Self::TcpConnections => "us per transaction",
-            Self::Datagrams(_) => "us per packet",
+            Self::Datagrams(_) | Self::Spread(_) => "us per packet",
             Self::TcpStreams(_) => "us per MB",
         }
     }
@@ -112,6 +118,7 @@ impl fmt::Display for Workload {
             Self::Datagrams(size) => write!(f, "UDP {size} B"),
             Self::TcpStreams(1) => f.write_str("TCP stream"),
             Self::TcpStreams(flows) => write!(f, "TCP {flows} streams"),
+            Self::Spread(flows) => write!(f, "UDP over {flows} flows"),
         }
     }
 }
@@ -129,7 +136,7 @@ pub struct Figure {
 
 /// What the threads share.
 #[derive(Default)]
-struct Run {
+pub struct Run {
     stop: AtomicBool,
     counted: AtomicU64,
     clocks: Mutex<Vec<ThreadClock>>,
@@ -137,14 +144,14 @@ struct Run {
 }
 
 /// How long a call may block before it looks whether the run is over.
-const TURN: Duration = Duration::from_millis(100);
+pub const TURN: Duration = Duration::from_millis(100);
 
 impl Run {
-    fn going(&self) -> bool {
+    pub fn going(&self) -> bool {
         !self.stop.load(Ordering::Relaxed)
     }
 
-    fn count(&self, by: u64) {
+    pub fn count(&self, by: u64) {
         self.counted.fetch_add(by, Ordering::Relaxed);
     }
 
@@ -177,7 +184,7 @@ impl Run {
     }
 }
 
-fn again(error: &io::Error) -> bool {
+pub fn again(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
@@ -298,6 +305,11 @@ fn start<'scope>(
                 scope.spawn(move || run.end(cpu, || receive(run, there)));
             }
             Ok(2 * flows)
+        }
+        Workload::Spread(flows) => {
+            let ends = spread::Ends::new(client, server, flows)?;
+            scope.spawn(move || run.end(cpu, || ends.bursts(run)));
+            Ok(1)
         }
         Workload::TcpConnections => {
             let listener = server.enter(|| TcpListener::bind((server.ip, PORT)))?;

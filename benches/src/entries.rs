@@ -1,0 +1,137 @@
+//! Entries of the filter caches that no packet has made: of so many flows as no bench could open,
+//! written as the programs would have learned them.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapInfo, MapType};
+use oncache_abi::{
+    flow::{EGRESS, FilterWord, FlowKey, INGRESS, ticks},
+    headers::UDP,
+    settings::Settings,
+};
+use oncache_testbed::Host;
+
+use crate::{column::Bed, spread::ports};
+
+/// Where the daemon pins the maps, one directory for each layout and size.
+const MAPS: &str = "/sys/fs/bpf/oncache/maps";
+
+/// An hour: longer than any measurement.
+const LEASE_NS: u64 = 3600 * 1_000_000_000;
+
+/// Enters the flows of `Workload::Spread` into the filter caches of both hosts, both directions
+/// live.
+pub fn enter(bed: &Bed, flows: u32) -> Result<(), String> {
+    let [client, server] = [bed.client.ip, bed.server.ip];
+    for (host, local, remote) in [
+        (bed.lab.alpha(), client, server),
+        (bed.lab.beta(), server, client),
+    ] {
+        let entered = host.enter(|| fill(local, remote, flows, host.name == bed.client.host));
+        entered.map_err(|error| format!("{}: fill the filter cache: {error}", host.name))?;
+    }
+    Ok(())
+}
+
+/// How many entries of the filter cache are live.
+pub fn live(host: &Host) -> Result<usize, String> {
+    let counted = host.enter(|| {
+        let (epoch, now) = (epoch()?, now());
+        let filter = filter()?;
+        let all = filter.iter().filter_map(Result::ok);
+        Ok(all
+            .filter(|(flow, word)| word.judge(flow, now, epoch) == oncache_abi::flow::Verdict::Fast)
+            .count())
+    });
+    counted.map_err(|error: Failure| format!("{}: read the filter cache: {error}", host.name))
+}
+
+/// What a host's maps take of the kernel's memory, in bytes: the filter cache, and all of them.
+pub fn memory(host: &Host) -> Result<(u64, u64), String> {
+    let taken = host.enter(|| {
+        let (mut filter, mut all) = (0, 0);
+        for entry in fs::read_dir(directory()?)? {
+            let entry = entry?;
+            let data = MapData::from_pin(entry.path())?;
+            let taken = memlock(&data)?;
+            all += taken;
+            if entry.file_name() == "FILTER" {
+                filter = taken;
+            }
+        }
+        Ok((filter, all))
+    });
+    taken.map_err(|error: Failure| format!("{}: memory of the maps: {error}", host.name))
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// The kernel's own figure (kernel/bpf/syscall.c, `bpf_map_show_fdinfo`).
+fn memlock(data: &MapData) -> Result<u64, Failure> {
+    use std::os::fd::{AsFd, AsRawFd};
+    let path = format!("/proc/thread-self/fdinfo/{}", data.fd().as_fd().as_raw_fd());
+    let text = fs::read_to_string(path)?;
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+    Ok(line.ok_or("no memlock in fdinfo")?.trim().parse()?)
+}
+
+/// The one directory of maps.
+fn directory() -> Result<PathBuf, Failure> {
+    let all: Vec<PathBuf> = fs::read_dir(MAPS)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    match all.as_slice() {
+        [one] => Ok(one.clone()),
+        _ => Err(format!("{} directories in {MAPS}", all.len()).into()),
+    }
+}
+
+fn pinned(name: &str) -> Result<MapData, Failure> {
+    Ok(MapData::from_pin(Path::new(&directory()?).join(name))?)
+}
+
+fn filter() -> Result<HashMap<MapData, FlowKey, FilterWord>, Failure> {
+    let data = pinned("FILTER")?;
+    let map = match data.info().and_then(|info: MapInfo| info.map_type())? {
+        MapType::LruHash => Map::LruHashMap(data),
+        _ => Map::HashMap(data),
+    };
+    Ok(HashMap::try_from(map)?)
+}
+
+fn epoch() -> Result<u32, Failure> {
+    let settings: Array<_, Settings> = Array::try_from(Map::Array(pinned("SETTINGS")?))?;
+    Ok(settings.get(&0, 0)?.epoch)
+}
+
+fn now() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    let time = std::time::Duration::from(time.expect("a clock of every machine"));
+    ticks(u64::try_from(time.as_nanos()).expect("less than centuries"))
+}
+
+fn fill(local: Ipv4Addr, remote: Ipv4Addr, flows: u32, client: bool) -> Result<(), Failure> {
+    let (epoch, now) = (epoch()?, now());
+    let mut filter = filter()?;
+    let address = |ip: Ipv4Addr| u32::from(ip).to_be();
+    for number in 0..flows {
+        let (near, far) = ports(number);
+        let (local_port, remote_port) = if client { (near, far) } else { (far, near) };
+        let key = FlowKey {
+            local: address(local),
+            remote: address(remote),
+            local_port: local_port.to_be(),
+            remote_port: remote_port.to_be(),
+            protocol: UDP,
+            reserved: [0; 3],
+        };
+        let learn = |old, way| FilterWord::learn(old, &key, way, now, ticks(LEASE_NS), epoch);
+        let word = learn(Some(learn(None, EGRESS)), INGRESS);
+        filter.insert(key, word, 0)?;
+    }
+    Ok(())
+}
