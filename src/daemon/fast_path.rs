@@ -196,9 +196,18 @@ impl Node {
         if mode == Some(AttachMode::Clsact) {
             return;
         }
-        let containers = self.state.containers.values();
+        let with = match self.netlink.with_clsact().await {
+            Ok(with) => with,
+            Err(reason) => {
+                warn!("look for qdiscs that filters were on: {reason}");
+                return;
+            }
+        };
+        let containers = self.state.containers.iter();
         let devices: Vec<String> = containers
-            .map(|container| container.device.clone())
+            // Most have none, and there may be hundreds of them.
+            .filter(|(name, _)| self.devices.get(*name).is_some_and(|it| with.contains(it)))
+            .map(|(_, container)| container.device.clone())
             .chain(self.state.clsact.iter().cloned())
             .collect();
         let noted = self.state.clsact.len();

@@ -20,7 +20,7 @@ use crate::{
     container::devices,
     datapath::{Datapath, PIN_ROOT},
     log,
-    netlink::{Mac, Netlink, format_mac, host_facts},
+    netlink::{Mac, Netlink, NetlinkError, format_mac, host_facts},
     overlay::{
         names::{BRIDGE, VXLAN},
         nftables::Marks,
@@ -253,18 +253,17 @@ impl Node {
 
     /// What of the host cached results depend on.
     async fn scope(&self) -> Result<Scope, DaemonError> {
-        let links = self.netlink.links().await?;
-        let device = |name: &str| coherence::Device {
-            index: links
-                .iter()
-                .find(|link| link.name == name)
-                .map_or(0, |link| link.index),
-            name: name.to_owned(),
+        let device = async |name: &str| {
+            let link = self.netlink.link_by_name(name).await?;
+            Ok::<_, NetlinkError>(coherence::Device {
+                index: link.map_or(0, |link| link.index),
+                name: name.to_owned(),
+            })
         };
         Ok(Scope {
-            underlay: device(&self.config.node.underlay),
-            bridge: device(BRIDGE),
-            vxlan: device(VXLAN),
+            underlay: device(&self.config.node.underlay).await?,
+            bridge: device(BRIDGE).await?,
+            vxlan: device(VXLAN).await?,
             peers: self.config.peers.iter().map(|peer| peer.address).collect(),
             networks: vec![self.config.node.address.into(), self.config.overlay.network],
         })

@@ -32,10 +32,8 @@ impl Netlink {
     pub async fn addresses(&self) -> Result<Vec<Address>, NetlinkError> {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Inet;
-        let entries = self
-            .dump("list addresses", RouteNetlinkMessage::GetAddress(request))
-            .await?;
-        Ok(entries.into_iter().filter_map(parse).collect())
+        let request = RouteNetlinkMessage::GetAddress(request);
+        self.dump("list addresses", request, parse).await
     }
 
     /// Adds an address to a device; done as well if it is there already.

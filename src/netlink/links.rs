@@ -79,13 +79,12 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError`] when the table cannot be read.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        let entries = self
-            .dump(
-                "list devices",
-                RouteNetlinkMessage::GetLink(LinkMessage::default()),
-            )
-            .await?;
-        Ok(entries.into_iter().filter_map(parse).collect())
+        self.dump(
+            "list devices",
+            RouteNetlinkMessage::GetLink(LinkMessage::default()),
+            parse,
+        )
+        .await
     }
 
     /// The device with this name, if there is one.
@@ -333,11 +332,14 @@ impl Netlink {
 
     /// The name of a device for messages; its index if it has gone.
     pub(super) async fn label(&self, device: u32) -> String {
-        let links = self.links().await.unwrap_or_default();
-        links
-            .into_iter()
-            .find(|link| link.index == device)
-            .map_or_else(|| format!("#{device}"), |link| link.name)
+        let mut request = LinkMessage::default();
+        request.header.index = device;
+        let operation = format_args!("look up device #{device}");
+        let entry = self
+            .get(operation, RouteNetlinkMessage::GetLink(request))
+            .await;
+        let link = entry.ok().and_then(parse);
+        link.map_or_else(|| format!("#{device}"), |link| link.name)
     }
 
     async fn create(&self, name: &str, message: LinkMessage) -> Result<(), NetlinkError> {

@@ -152,17 +152,20 @@ impl Netlink {
         Err(NetlinkError::closed(&operation))
     }
 
-    /// Reads a whole table, again from the start if it changed meanwhile.
+    /// Reads a whole table, again from the start if it changed meanwhile. `parse` takes each entry
+    /// as it comes, and leaves out what is none: a table of thousands of entries is never held whole
+    /// in the kernel's form, which is several times as large.
     ///
     /// The kernel marks a dump that is not one consistent state (include/net/netlink.h,
     /// `nl_dump_check_consistent`); such a dump may lack entries that were there all the time.
-    async fn dump(
+    async fn dump<T>(
         &self,
         operation: &str,
         message: RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        parse: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
-            if let Some(entries) = self.dump_once(operation, message.clone()).await? {
+            if let Some(entries) = self.dump_once(operation, message.clone(), &parse).await? {
                 return Ok(entries);
             }
         }
@@ -173,11 +176,12 @@ impl Netlink {
     }
 
     /// One attempt of [`Netlink::dump`]: `None` when it was interrupted.
-    async fn dump_once(
+    async fn dump_once<T>(
         &self,
         operation: &str,
         message: RouteNetlinkMessage,
-    ) -> Result<Option<Vec<RouteNetlinkMessage>>, NetlinkError> {
+        parse: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, NetlinkError> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let mut answers = self
@@ -190,7 +194,7 @@ impl Netlink {
         while let Some(answer) = answers.next().await {
             consistent &= answer.header.flags & NLM_F_DUMP_INTR == 0;
             match answer.payload {
-                NetlinkPayload::InnerMessage(entry) => entries.push(entry),
+                NetlinkPayload::InnerMessage(entry) => entries.extend(parse(entry)),
                 NetlinkPayload::Done(end) if end.code == 0 => {
                     return Ok(consistent.then_some(entries));
                 }

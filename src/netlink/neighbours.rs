@@ -51,13 +51,8 @@ impl Netlink {
     pub async fn neighbours(&self) -> Result<Vec<Neighbour>, NetlinkError> {
         let mut request = NeighbourMessage::default();
         request.header.family = AddressFamily::Inet;
-        let entries = self
-            .dump(
-                "list neighbours",
-                RouteNetlinkMessage::GetNeighbour(request),
-            )
-            .await?;
-        Ok(entries.into_iter().filter_map(parse_neighbour).collect())
+        let request = RouteNetlinkMessage::GetNeighbour(request);
+        self.dump("list neighbours", request, parse_neighbour).await
     }
 
     /// Makes a neighbour permanent with the given link-layer address, whatever it was before.
@@ -133,13 +128,7 @@ impl Netlink {
         // The proxies are another table behind the same request (net/core/neighbour.c,
         // `neigh_dump_info`).
         request.header.flags = NeighbourFlags::Proxy;
-        let entries = self
-            .dump(
-                "list proxy neighbours",
-                RouteNetlinkMessage::GetNeighbour(request),
-            )
-            .await?;
-        let ours = entries.into_iter().filter_map(|entry| match entry {
+        let ours = |entry| match entry {
             RouteNetlinkMessage::NewNeighbour(message)
                 if message.header.ifindex == device
                     && message.header.flags.contains(NeighbourFlags::Proxy) =>
@@ -147,8 +136,9 @@ impl Netlink {
                 message.attributes.iter().find_map(destination)
             }
             _ => None,
-        });
-        Ok(ours.collect())
+        };
+        let request = RouteNetlinkMessage::GetNeighbour(request);
+        self.dump("list proxy neighbours", request, ours).await
     }
 
     /// Makes a device answer ARP requests for an address that is elsewhere.
@@ -195,17 +185,11 @@ impl Netlink {
     pub async fn fdb(&self, device: u32) -> Result<Vec<FdbEntry>, NetlinkError> {
         let mut request = NeighbourMessage::default();
         request.header.family = AddressFamily::Bridge;
-        let entries = self
-            .dump(
-                "list forwarding entries",
-                RouteNetlinkMessage::GetNeighbour(request),
-            )
-            .await?;
-        Ok(entries
-            .into_iter()
-            .filter_map(parse_fdb)
-            .filter(|entry| entry.device == device)
-            .collect())
+        let request = RouteNetlinkMessage::GetNeighbour(request);
+        self.dump("list forwarding entries", request, |entry| {
+            parse_fdb(entry).filter(|entry| entry.device == device)
+        })
+        .await
     }
 
     /// Makes a VXLAN device send what is for `mac` to `host`, whatever it did before.

@@ -1,5 +1,7 @@
 //! The clsact qdisc of a device.
 
+use std::collections::HashSet;
+
 use netlink_packet_route::{
     RouteNetlinkMessage,
     tc::{TcHandle, TcHeader, TcMessage},
@@ -40,16 +42,25 @@ impl Netlink {
         let Some(link) = self.link_by_name(device).await? else {
             return Ok(false);
         };
-        let all = RouteNetlinkMessage::GetQueueDiscipline(message(link.index, TcHandle::default()));
-        let index = i32::try_from(link.index).unwrap_or_default();
+        Ok(self.with_clsact().await?.contains(&link.index))
+    }
+
+    /// The interface indices of all devices that have a clsact qdisc.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn with_clsact(&self) -> Result<HashSet<u32>, NetlinkError> {
         // The kernel lists those of all devices (net/sched/sch_api.c, `tc_dump_qdisc`).
-        Ok(self.dump("list qdiscs", all).await?.iter().any(|entry| {
-            matches!(
-                entry,
-                RouteNetlinkMessage::NewQueueDiscipline(qdisc)
-                    if qdisc.header.index == index && qdisc.header.parent == CLSACT_PARENT
-            )
-        }))
+        let all = RouteNetlinkMessage::GetQueueDiscipline(message(0, TcHandle::default()));
+        let found = self.dump("list qdiscs", all, |entry| match entry {
+            RouteNetlinkMessage::NewQueueDiscipline(qdisc)
+                if qdisc.header.parent == CLSACT_PARENT =>
+            {
+                u32::try_from(qdisc.header.index).ok()
+            }
+            _ => None,
+        });
+        Ok(found.await?.into_iter().collect())
     }
 
     /// Removes the clsact qdisc of a device, unless somebody has filters on it. No error where the
@@ -63,7 +74,7 @@ impl Netlink {
         };
         for hook in HOOKS {
             let filters = RouteNetlinkMessage::GetTrafficFilter(message(link.index, hook));
-            if !self.dump("list filters", filters).await?.is_empty() {
+            if !self.dump("list filters", filters, Some).await?.is_empty() {
                 return Ok(());
             }
         }

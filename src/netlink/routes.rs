@@ -90,18 +90,14 @@ impl Netlink {
             RouteFilter::Protocol(number) => request.header.protocol = number.into(),
             RouteFilter::MainTable => request.header.table = RouteHeader::RT_TABLE_MAIN,
         }
-        let entries = self
-            .dump("list routes", RouteNetlinkMessage::GetRoute(request))
-            .await?;
-        Ok(entries
-            .into_iter()
-            .filter_map(parse)
-            // A kernel that does not filter returns all.
-            .filter(|route| match filter {
-                RouteFilter::Protocol(number) => route.protocol == number,
-                RouteFilter::MainTable => route.table == MAIN_TABLE,
-            })
-            .collect())
+        // A kernel that does not filter returns all.
+        let passes = |route: &Route| match filter {
+            RouteFilter::Protocol(number) => route.protocol == number,
+            RouteFilter::MainTable => route.table == MAIN_TABLE,
+        };
+        let request = RouteNetlinkMessage::GetRoute(request);
+        self.dump("list routes", request, |entry| parse(entry).filter(passes))
+            .await
     }
 
     /// Adds a route; refused with `EEXIST` if there is one to the same destination with the same

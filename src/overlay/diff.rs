@@ -5,7 +5,10 @@
 //! neighbours and forwarding entries before the routes that use them, the table last but for the
 //! setting that conntrack brings with it.
 
-use std::{collections::HashMap, net::Ipv4Addr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::Ipv4Addr,
+};
 
 use ipnet::Ipv4Net;
 
@@ -254,20 +257,16 @@ fn addresses(
 
 fn neighbours(steps: &mut Vec<Step>, wanted: &WantedOverlay, observed: &Observed, stays: bool) {
     let present: &[ObservedNeighbour] = if stays { &observed.neighbours } else { &[] };
-    for entry in present.iter().filter(|entry| entry.permanent) {
-        if !wanted
-            .neighbours
-            .iter()
-            .any(|wanted| wanted.address == entry.address)
-        {
+    let permanent = || present.iter().filter(|entry| entry.permanent);
+    let addresses: HashSet<_> = wanted.neighbours.iter().map(|it| it.address).collect();
+    for entry in permanent() {
+        if !addresses.contains(&entry.address) {
             steps.push(Step::DeleteNeighbour(entry.address));
         }
     }
+    let there: HashSet<_> = permanent().map(|it| (it.address, it.mac)).collect();
     for wanted @ OverlayNeighbour { address, mac } in &wanted.neighbours {
-        let there = present
-            .iter()
-            .any(|entry| entry.permanent && entry.address == *address && entry.mac == Some(*mac));
-        if !there {
+        if !there.contains(&(*address, Some(*mac))) {
             steps.push(Step::ReplaceNeighbour(*wanted));
         }
     }
@@ -275,18 +274,18 @@ fn neighbours(steps: &mut Vec<Step>, wanted: &WantedOverlay, observed: &Observed
 
 fn forwarding(steps: &mut Vec<Step>, wanted: &WantedOverlay, observed: &Observed, stays: bool) {
     let present: &[ObservedFdb] = if stays { &observed.fdb } else { &[] };
+    let macs: HashSet<Mac> = wanted.fdb.iter().map(|it| it.mac).collect();
     for entry in present {
-        if !wanted.fdb.iter().any(|wanted| wanted.mac == entry.mac) {
+        if !macs.contains(&entry.mac) {
             steps.push(Step::DeleteFdb(entry.mac, entry.host));
         }
     }
+    let permanent = present.iter().filter(|entry| entry.permanent);
+    let there: HashSet<_> = permanent.map(|it| (it.mac, it.host)).collect();
     for wanted @ OverlayFdb { mac, host } in &wanted.fdb {
         // A unicast address has one destination: the kernel takes more for the zero address and
         // for multicast only (drivers/net/vxlan/vxlan_core.c, vxlan_fdb_update_existing).
-        let there = present
-            .iter()
-            .any(|entry| entry.permanent && entry.mac == *mac && entry.host == Some(*host));
-        if !there {
+        if !there.contains(&(*mac, Some(*host))) {
             steps.push(Step::ReplaceFdb(*wanted));
         }
     }
@@ -296,13 +295,15 @@ fn forwarding(steps: &mut Vec<Step>, wanted: &WantedOverlay, observed: &Observed
 /// (net/ipv4/arp.c, arp_process).
 fn proxies(steps: &mut Vec<Step>, wanted: &WantedOverlay, observed: &Observed, stays: bool) {
     let present: &[Ipv4Addr] = if stays { &observed.proxies } else { &[] };
+    let all: HashSet<_> = wanted.proxies.iter().collect();
     for address in present {
-        if !wanted.proxies.contains(address) {
+        if !all.contains(address) {
             steps.push(Step::DeleteProxy(*address));
         }
     }
+    let there: HashSet<_> = present.iter().collect();
     for address in &wanted.proxies {
-        if !present.contains(address) {
+        if !there.contains(address) {
             steps.push(Step::AddProxy(*address));
         }
     }
@@ -322,19 +323,21 @@ fn routes(
     // The kernel overwrites the one route that is the same in these three
     // (net/ipv4/fib_trie.c, fib_table_insert).
     let key = |route: &OverlayRoute| (route.destination, route.metric, route.table);
+    let wanted_keys: HashSet<_> = wanted.routes.iter().map(key).collect();
     for route in &present {
-        if !wanted.routes.iter().any(|wanted| key(wanted) == key(route)) {
+        if !wanted_keys.contains(&key(route)) {
             steps.push(Step::DeleteRoute(**route));
         }
     }
+    let there: HashSet<&OverlayRoute> = present.iter().copied().collect();
+    let keys: HashSet<_> = present.iter().map(|route| key(route)).collect();
     for route in &wanted.routes {
-        if present.contains(&route) {
+        if there.contains(route) {
             continue;
         }
         // Only our own is ever overwritten: another program's route to the same destination is
         // refused by the kernel and reported.
-        let own = present.iter().any(|present| key(present) == key(route));
-        steps.push(if own {
+        steps.push(if keys.contains(&key(route)) {
             Step::ReplaceRoute(*route)
         } else {
             Step::AddRoute(*route)

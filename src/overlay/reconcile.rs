@@ -105,10 +105,9 @@ pub async fn observe(
     sysctls: &Sysctls,
     wanted: &WantedOverlay,
 ) -> Result<Observed, OverlayError> {
-    let links = netlink.links().await?;
-    let find = |name: &str| links.iter().find(|link| link.name == name).cloned();
-    let bridge = find(names::BRIDGE);
-    let vxlan = find(names::VXLAN);
+    // Two of what may be hundreds of devices, so not by a list of all.
+    let bridge = netlink.link_by_name(names::BRIDGE).await?;
+    let vxlan = netlink.link_by_name(names::VXLAN).await?;
     let bridge_index = bridge.as_ref().map(|link| link.index);
     let vxlan_index = vxlan.as_ref().map(|link| link.index);
 
