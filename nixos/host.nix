@@ -7,9 +7,11 @@ rec {
   # oncache's own devices (src/overlay/names.rs, src/container/devices.rs).
   bridge = "oncache0";
   vxlan = "oncache-vx0";
+  room = "oncache-room0";
   devices = [
     bridge
     vxlan
+    room
     # The containers' host-side ends; the second form stands for names that don't fit.
     "onc-*"
     "onc_*"

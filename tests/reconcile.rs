@@ -65,6 +65,14 @@ fn damage_is_mended() {
         ("the table", "nft delete table inet oncache"),
         ("a rule", &rule),
         ("the VXLAN device down", "ip link set oncache-vx0 down"),
+        (
+            "the device that carries nothing gone",
+            "ip link del oncache-room0",
+        ),
+        (
+            "the device that carries nothing up",
+            "ip link set oncache-room0 up",
+        ),
         ("the VXLAN device", "ip link del oncache-vx0"),
         ("the bridge", "ip link del oncache0"),
         ("a port taken out", "ip link set onc-client nomaster"),

@@ -59,6 +59,8 @@ pub struct Observed {
     pub bridge: Option<Link>,
     /// The device named like our VXLAN device, whatever it is.
     pub vxlan: Option<Link>,
+    /// The device named like the one that carries nothing, whatever it is.
+    pub room: Option<Link>,
     /// The bridge's IPv4 addresses.
     pub addresses: Vec<ObservedAddress>,
     /// The routes of our protocol by our devices.
@@ -95,6 +97,13 @@ pub fn diff(wanted: &WantedOverlay, observed: &Observed) -> Vec<Step> {
         }
         usable
     });
+    let room = observed.room.as_ref().filter(|link| {
+        let usable = link.vxlan == Some(wanted.room.parameters) && !link.up;
+        if !usable {
+            steps.push(Step::DeleteDevice(Device::Room));
+        }
+        usable
+    });
     if bridge.is_none() {
         steps.push(Step::CreateBridge(wanted.bridge.mac));
     }
@@ -124,6 +133,7 @@ pub fn diff(wanted: &WantedOverlay, observed: &Observed) -> Vec<Step> {
         observed,
         &[bridge.is_none(), vxlan.is_none()],
     );
+    keep_room(&mut steps, wanted, room, bridge);
     for (device, link) in [(Device::Bridge, bridge), (Device::Vxlan, vxlan)] {
         if link.is_none_or(|link| !link.up) {
             steps.push(Step::SetUp(device));
@@ -135,7 +145,7 @@ pub fn diff(wanted: &WantedOverlay, observed: &Observed) -> Vec<Step> {
     routes(&mut steps, wanted, observed, |route| {
         let device_lost = match route.device {
             Device::Bridge => bridge.is_none(),
-            Device::Vxlan => vxlan.is_none(),
+            Device::Vxlan | Device::Room => vxlan.is_none(),
         };
         // Routes go with their device and with the address they name as their source
         // (net/ipv4/fib_frontend.c, fib_sync_down_addr).
@@ -161,6 +171,22 @@ pub fn diff(wanted: &WantedOverlay, observed: &Observed) -> Vec<Step> {
         }
     }
     steps
+}
+
+/// The device that carries nothing: a port of the bridge, and down as it was made.
+fn keep_room(
+    steps: &mut Vec<Step>,
+    wanted: &WantedOverlay,
+    room: Option<&Link>,
+    bridge: Option<&Link>,
+) {
+    if room.is_none() {
+        steps.push(Step::CreateRoom(wanted.room));
+    }
+    let joined = room.zip(bridge);
+    if joined.is_none_or(|(room, bridge)| room.controller != Some(bridge.index)) {
+        steps.push(Step::JoinBridge(Device::Room));
+    }
 }
 
 /// What of a device can be changed while it lives.

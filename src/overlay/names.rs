@@ -12,14 +12,19 @@ use crate::netlink::Mac;
 pub const BRIDGE: &str = "oncache0";
 /// The VXLAN device. Not a port of the bridge: routes lead from one to the other.
 pub const VXLAN: &str = "oncache-vx0";
+/// A device that never carries a packet: a VXLAN port of the bridge, down, for whose sake the kernel
+/// leaves room for outer headers before what containers send (docs/adr/030).
+pub const ROOM: &str = "oncache-room0";
 
-/// One of oncache's own two devices.
+/// One of oncache's own devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Device {
     /// [`BRIDGE`].
     Bridge,
     /// [`VXLAN`].
     Vxlan,
+    /// [`ROOM`].
+    Room,
 }
 
 impl Device {
@@ -29,6 +34,7 @@ impl Device {
         match self {
             Self::Bridge => BRIDGE,
             Self::Vxlan => VXLAN,
+            Self::Room => ROOM,
         }
     }
 }
@@ -43,6 +49,12 @@ impl fmt::Display for Device {
 #[must_use]
 pub fn vtep_mac(underlay: Ipv4Addr) -> Mac {
     derived(0x6f, underlay)
+}
+
+/// The address of the device of that host that carries nothing.
+#[must_use]
+pub fn room_mac(underlay: Ipv4Addr) -> Mac {
+    derived(0x72, underlay)
 }
 
 /// The address of the bridge of the host that is this gateway to its containers.
@@ -84,7 +96,7 @@ mod tests {
 
     #[test]
     fn names_fit_the_kernel() {
-        for device in [Device::Bridge, Device::Vxlan] {
+        for device in [Device::Bridge, Device::Vxlan, Device::Room] {
             // IFNAMSIZ counts the terminating NUL.
             assert!(device.name().len() < 16);
         }

@@ -77,7 +77,10 @@ pub async fn reconcile(
     for mut step in steps {
         let founds_others = matches!(
             step,
-            Step::DeleteDevice(_) | Step::CreateBridge(_) | Step::CreateVxlan(_)
+            Step::DeleteDevice(_)
+                | Step::CreateBridge(_)
+                | Step::CreateVxlan(_)
+                | Step::CreateRoom(_)
         );
         match apply(netlink, sysctls, wanted, &mut step).await {
             Ok(()) => done.push(step),
@@ -105,9 +108,10 @@ pub async fn observe(
     sysctls: &Sysctls,
     wanted: &WantedOverlay,
 ) -> Result<Observed, OverlayError> {
-    // Two of what may be hundreds of devices, so not by a list of all.
+    // Three of what may be hundreds of devices, so not by a list of all.
     let bridge = netlink.link_by_name(names::BRIDGE).await?;
     let vxlan = netlink.link_by_name(names::VXLAN).await?;
+    let room = netlink.link_by_name(names::ROOM).await?;
     let bridge_index = bridge.as_ref().map(|link| link.index);
     let vxlan_index = vxlan.as_ref().map(|link| link.index);
 
@@ -167,6 +171,7 @@ pub async fn observe(
     }
     observed.bridge = bridge;
     observed.vxlan = vxlan;
+    observed.room = room;
     Ok(observed)
 }
 
@@ -200,6 +205,16 @@ async fn apply(
             let created =
                 netlink.create_vxlan(names::VXLAN, vxlan.mac, vxlan.mtu, vxlan.parameters);
             created.await?;
+        }
+        Step::CreateRoom(room) => {
+            let created = netlink.create_vxlan(names::ROOM, room.mac, room.mtu, room.parameters);
+            created.await?;
+        }
+        Step::JoinBridge(device) => {
+            let bridge = index(Device::Bridge).await?;
+            netlink
+                .set_controller(index(*device).await?, Some(bridge))
+                .await?;
         }
         Step::Release(device) => netlink.set_controller(index(*device).await?, None).await?,
         Step::SetMac(device, mac) => netlink.set_mac(index(*device).await?, *mac).await?,

@@ -22,6 +22,10 @@ pub enum Step {
     CreateBridge(Mac),
     /// Create the VXLAN device.
     CreateVxlan(WantedVxlan),
+    /// Create the device that carries nothing.
+    CreateRoom(WantedVxlan),
+    /// Make a device a port of the bridge.
+    JoinBridge(Device),
     /// Take a device out of the bridge or bond that somebody made it a port of.
     Release(Device),
     /// Set a device's link-layer address.
@@ -83,6 +87,12 @@ impl fmt::Display for Step {
                     Device::Vxlan,
                     vxlan.parameters.vni
                 )
+            }
+            Self::CreateRoom(_) => {
+                write!(f, "create VXLAN device {}, to stay down", Device::Room)
+            }
+            Self::JoinBridge(device) => {
+                write!(f, "make {device} a port of {}", Device::Bridge)
             }
             Self::Release(device) => write!(f, "release {device} from its controller"),
             Self::SetMac(device, mac) => write!(f, "set {device} address {}", format_mac(*mac)),

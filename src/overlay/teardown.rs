@@ -21,7 +21,7 @@ impl fmt::Display for TeardownErrors {
 }
 
 /// Removes what [`reconcile`](super::reconcile::reconcile) made: the table, the routes by our
-/// devices, the VXLAN device with its neighbours and forwarding entries, and the bridge. What is not
+/// devices, the VXLAN devices with their neighbours and forwarding entries, and the bridge. What is not
 /// there is done already. `tcp_be_liberal` is the value kept from before the overlay, which is
 /// restored; none leaves the setting alone. The containers' devices are not ours to remove: they
 /// lose their bridge.
@@ -41,7 +41,7 @@ pub async fn teardown(
     errors.extend(nftables::remove_table().await.err().map(OverlayError::from));
     match netlink.links().await {
         Ok(links) => {
-            for device in [Device::Vxlan, Device::Bridge] {
+            for device in [Device::Vxlan, Device::Room, Device::Bridge] {
                 let Some(link) = links.iter().find(|link| link.name == device.name()) else {
                     continue;
                 };

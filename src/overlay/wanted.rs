@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::{
-    names::{Device, gateway_mac, vtep_mac},
+    names::{Device, gateway_mac, room_mac, vtep_mac},
     nftables::{Marks, WantedTable},
     sysctl::{self, Setting},
 };
@@ -78,6 +78,8 @@ pub struct OverlayFdb {
 pub struct WantedOverlay {
     /// The VXLAN device.
     pub vxlan: WantedVxlan,
+    /// The device that carries nothing, see [`super::names::ROOM`].
+    pub room: WantedVxlan,
     /// The bridge.
     pub bridge: WantedBridge,
     /// One route a peer, one for each address that has moved to a peer, and one for each that has
@@ -104,20 +106,31 @@ impl WantedOverlay {
         let gateway = overlay.gateway();
         // The gateway is an address within the subnet: its prefix is valid for it too.
         let address = Ipv4Net::new_assert(gateway, overlay.subnet.prefix_len());
+        let parameters = VxlanParameters {
+            vni: overlay.vni,
+            local: Some(config.node.address),
+            port: overlay.port,
+            // Peers come from the configuration; a packet must not teach us another one.
+            learning: false,
+            // RFC 7348 section 5: the outer checksum SHOULD be zero over IPv4. The fast
+            // path does not compute one, and both paths must look alike on the wire.
+            udp_csum: false,
+            link: Some(config.node.underlay_index),
+        };
         Self {
             vxlan: WantedVxlan {
                 mac: vtep_mac(config.node.address),
                 mtu: overlay.mtu,
+                parameters,
+            },
+            // As the other, so that it asks for the same room; but for the port, since the kernel
+            // wants VNI and port unique (drivers/net/vxlan/vxlan_core.c, `vxlan_vni_in_use`).
+            room: WantedVxlan {
+                mac: room_mac(config.node.address),
+                mtu: overlay.mtu,
                 parameters: VxlanParameters {
-                    vni: overlay.vni,
-                    local: Some(config.node.address),
-                    port: overlay.port,
-                    // Peers come from the configuration; a packet must not teach us another one.
-                    learning: false,
-                    // RFC 7348 section 5: the outer checksum SHOULD be zero over IPv4. The fast
-                    // path does not compute one, and both paths must look alike on the wire.
-                    udp_csum: false,
-                    link: Some(config.node.underlay_index),
+                    port: ROOM_PORT,
+                    ..parameters
                 },
             },
             bridge: WantedBridge {
@@ -160,6 +173,9 @@ impl WantedOverlay {
         self
     }
 }
+
+/// The discard port (RFC 863). Nobody hears at it: a VXLAN device opens its socket when it goes up.
+const ROOM_PORT: u16 = 9;
 
 /// The next hop to a peer's containers: the network address of their subnet. No container has it,
 /// so it can stand for the host on the VXLAN device without taking an address from anybody.

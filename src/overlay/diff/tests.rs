@@ -25,9 +25,14 @@ fn link(name: &str, kind: &str, mac: Mac) -> Link {
 fn settled(wanted: &WantedOverlay) -> Observed {
     let mut vxlan = link("oncache-vx0", "vxlan", wanted.vxlan.mac);
     vxlan.vxlan = Some(wanted.vxlan.parameters);
+    let mut room = link("oncache-room0", "vxlan", wanted.room.mac);
+    room.vxlan = Some(wanted.room.parameters);
+    room.up = false;
+    room.controller = Some(9);
     Observed {
         bridge: Some(link("oncache0", "bridge", wanted.bridge.mac)),
         vxlan: Some(vxlan),
+        room: Some(room),
         addresses: vec![ObservedAddress {
             address: wanted.bridge.address,
             secondary: false,
@@ -103,6 +108,8 @@ fn an_empty_host_gets_everything_in_order() {
             "set net/ipv4/conf/oncache-vx0/forwarding = 1",
             "set net/ipv4/neigh/oncache0/proxy_delay = 0",
             "set net/ipv4/conf/oncache0/send_redirects = 0",
+            "create VXLAN device oncache-room0, to stay down",
+            "make oncache-room0 a port of oncache0",
             "set oncache0 up",
             "set oncache-vx0 up",
             "add address 10.42.1.1/24 dev oncache0",
@@ -115,6 +122,29 @@ fn an_empty_host_gets_everything_in_order() {
             "replace table inet oncache",
             "set net/netfilter/nf_conntrack_tcp_be_liberal = 1",
         ]
+    );
+}
+
+#[test]
+fn the_device_that_carries_nothing_is_a_port_and_down() {
+    let join = "make oncache-room0 a port of oncache0";
+    let create = "create VXLAN device oncache-room0, to stay down";
+    assert_eq!(mend(|host| host.room = None), [create, join]);
+    assert_eq!(
+        mend(|host| edit(&mut host.room, |link| link.controller = None)),
+        [join]
+    );
+    assert_eq!(
+        mend(|host| edit(&mut host.room, |link| link.controller = Some(77))),
+        [join]
+    );
+    assert_eq!(
+        mend(|host| edit(&mut host.room, |link| link.up = true)),
+        ["delete device oncache-room0", create, join]
+    );
+    assert_eq!(
+        mend(|host| edit(&mut host.room, |link| link.vxlan = None)),
+        ["delete device oncache-room0", create, join]
     );
 }
 
