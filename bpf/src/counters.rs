@@ -13,6 +13,16 @@ pub fn count(program: Program, reason: Reason) {
     add_one(program as u32 * REASONS_PER_PROGRAM + reason as u32);
 }
 
+/// What this CPU has counted so far; zero where there is no counter.
+#[inline(always)]
+pub fn counted(program: Program, reason: Reason) -> u64 {
+    let index = program as u32 * REASONS_PER_PROGRAM + reason as u32;
+    // SAFETY: the element is this CPU's own, see `add_one`.
+    COUNTERS
+        .get_ptr(index)
+        .map_or(0, |counter| unsafe { *counter })
+}
+
 /// Counts an entry of the filter cache that came or went.
 #[inline(always)]
 pub fn count_turnover(turnover: Turnover) {

@@ -5,7 +5,7 @@ use aya_ebpf::{
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
         BPF_F_ADJ_ROOM_FIXED_GSO,
     },
-    helpers::{bpf_check_mtu, bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect},
+    helpers::{bpf_check_mtu, bpf_get_hash_recalc, bpf_redirect},
 };
 use oncache_abi::{
     cache::{HEADER_LEN, HostHeaders, LocalContainer},
@@ -18,11 +18,11 @@ use oncache_abi::{
 };
 
 use crate::{
-    counters::count,
+    counters::{count, counted},
     inner::{self, Inner},
-    learning::forget_flow,
-    maps::{EGRESS_HOST, EGRESS_IP, FILTER, INGRESS, constant, now, settings},
-    packet::Skb,
+    learning::{entry, forget_flow},
+    maps::{EGRESS_HOST, INGRESS, constant, mac_constant, now, settings},
+    packet::{Skb, mac_at},
 };
 
 /// Keep an aggregate an aggregate: its segment size stays, and the kernel learns of the tunnel
@@ -46,8 +46,8 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     let (network, netmask, mtu) =
         unsafe { (constant!(network), constant!(netmask), constant!(mtu)) };
     // SAFETY (of `constant!`): see `maps::volatile`.
-    let to_gateway = inner.destination == unsafe { constant!(gateway_address) };
-    if inner.destination & netmask != network || to_gateway {
+    let to_gateway = inner.destination() == unsafe { constant!(gateway_address) };
+    if inner.destination() & netmask != network || to_gateway {
         return Err(Some(Reason::OutsideNetwork));
     }
     if inner.ttl <= 1 {
@@ -61,75 +61,78 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     if !inner.fits(skb, mtu) || usize::from(inner.total_length) + OVERHEAD > usize::from(u16::MAX) {
         return Err(Some(Reason::OverMtu));
     }
-    // SAFETY: INGRESS has BPF_F_NO_PREALLOC: an element stays its key's until this program is done.
-    let Some(local) = (unsafe { INGRESS.get(&inner.source) }) else {
-        return Err(Some(Reason::NoContainer));
-    };
     let settings = settings().ok_or(Reason::HelperFailed)?;
-    check_sender(skb, local, settings.epoch)?;
-    match cached(&inner, &key, local, settings.epoch) {
+    match cached(skb, &key, settings.epoch) {
         Ok(headers) => {
             check_device(skb, headers.ifindex, inner.segment_length(skb))?;
             let action = encapsulate(skb, &inner, headers, &settings)?;
             count(Program::Egress, Reason::Hit);
             Ok(action)
         }
-        Err(reason) => {
-            skb.mark_missed(EGRESS_MISS, settings.epoch);
-            Err(Some(reason))
-        }
+        Err(reason) => Err(Some(missed(skb, &inner, reason, settings.epoch))),
     }
+}
+
+/// Marks what the caches alone were missing for, and says why the packet takes the slow path.
+#[inline(always)]
+fn missed(skb: &Skb, inner: &Inner, reason: Reason, epoch: u32) -> Reason {
+    // SAFETY: INGRESS has BPF_F_NO_PREALLOC: an element stays its key's until this program is done.
+    let Some(local) = (unsafe { INGRESS.get(&inner.source()) }) else {
+        return Reason::NoContainer;
+    };
+    if let Err(reason) = check_sender(skb, local, epoch) {
+        return reason;
+    }
+    skb.mark_missed(EGRESS_MISS, epoch);
+    reason
+}
+
+/// Destination and source MAC address of the frame.
+#[inline(always)]
+fn macs(skb: &Skb) -> Result<[u64; 2], Reason> {
+    let frame: *mut [u8; ETH_LEN] = skb.at(0)?;
+    // SAFETY: the fourteen bytes lie within the packet.
+    Ok(unsafe { [mac_at(frame.cast()), mac_at(frame.cast::<u8>().add(6))] })
+}
+
+/// The gateway's MAC address.
+#[inline(always)]
+fn gateway() -> u64 {
+    // SAFETY (of `mac_constant!`): see `maps::volatile`.
+    unsafe { mac_constant!(gateway) }
 }
 
 /// The frame must come from the device and MAC address of the container that holds the source
 /// address, and go to the gateway.
 #[inline(always)]
 fn check_sender(skb: &Skb, local: &LocalContainer, epoch: u32) -> Result<(), Reason> {
-    let ethernet: *mut [u8; ETH_LEN] = skb.at(0)?;
+    let [destination, source] = macs(skb)?;
     if local.ifindex != skb.ifindex() {
         return Err(Reason::SourceMismatch);
     }
-    // SAFETY: the fourteen bytes lie within the packet.
-    let frame = unsafe { &*ethernet };
-    // SAFETY (of `constant!`): see `maps::volatile`.
-    let gateway = unsafe { constant!(gateway) };
-    if !same_mac(frame, 0, gateway) {
+    if destination != gateway() {
         return Err(Reason::NotGateway);
     }
     let known = local.destination;
-    if known.is_current(epoch) && !same_mac(frame, 6, known.mac()) {
+    if known.is_current(epoch) && source != known.bits() {
         return Err(Reason::SourceMismatch);
     }
     Ok(())
 }
 
+/// The flow allowed both ways, its packet from the very device and MAC address that what comes back
+/// is delivered to, and the host known.
 #[inline(always)]
-fn same_mac(frame: &[u8; ETH_LEN], at: usize, mac: [u8; 6]) -> bool {
-    frame[at] == mac[0]
-        && frame[at + 1] == mac[1]
-        && frame[at + 2] == mac[2]
-        && frame[at + 3] == mac[3]
-        && frame[at + 4] == mac[4]
-        && frame[at + 5] == mac[5]
-}
-
-/// All three caches must agree: the flow allowed both ways, the way back ready, the host known.
-#[inline(always)]
-fn cached(
-    inner: &Inner,
-    key: &FlowKey,
-    local: &LocalContainer,
-    epoch: u32,
-) -> Result<&'static HostHeaders, Reason> {
-    // SAFETY: one aligned word, whole whenever it is read; its tag tells whose it is.
-    let word = unsafe { FILTER.get(key) }.ok_or(Reason::NoFlow)?;
-    judge(*word, key, epoch)?;
-    if !local.destination.is_current(epoch) || !local.source.is_current(epoch) {
+fn cached(skb: &Skb, key: &FlowKey, epoch: u32) -> Result<&'static HostHeaders, Reason> {
+    let entry = entry(key).ok_or(Reason::NoFlow)?;
+    judge(entry.verdict, key, epoch)?;
+    let local = entry.local(key, epoch).ok_or(Reason::ContainerUnlearned)?;
+    let [destination, source] = macs(skb)?;
+    if local.ifindex != skb.ifindex() || source != local.mac || destination != gateway() {
+        // What is wrong with the sender, if it is wrong and not the entry old, `missed` finds out.
         return Err(Reason::ContainerUnlearned);
     }
-    // SAFETY: one aligned word, as above.
-    let word = unsafe { EGRESS_IP.get(&inner.destination) }.ok_or(Reason::NoHost)?;
-    let host = word.host(inner.destination, epoch).ok_or(Reason::NoHost)?;
+    let host = entry.host(key, epoch).ok_or(Reason::NoHost)?;
     // SAFETY: EGRESS_HOST has BPF_F_NO_PREALLOC: the element stays intact until this program ends.
     let headers = unsafe { EGRESS_HOST.get(&host) }.ok_or(Reason::HostUnlearned)?;
     if !headers.is_current(epoch) {
@@ -188,6 +191,15 @@ fn encapsulate(
     Ok(unsafe { bpf_redirect(headers.ifindex, 0) } as i32)
 }
 
+/// The ID of the outer packet: it may be fragmented on its way (the kernel leaves DF off), so it has
+/// to differ from its neighbours' (RFC 6864, section 4.1). This CPU's packets are numbered by its own
+/// count; those of two CPUs are as far apart as their flows' hashes. A random number costs a call, and
+/// comes round by chance sooner than after 65,536 packets.
+#[inline(always)]
+fn identification(hash: u32) -> u16 {
+    (counted(Program::Egress, Reason::Hit) as u16).wrapping_add(hash as u16)
+}
+
 #[inline(always)]
 fn write_headers(
     skb: &Skb,
@@ -198,22 +210,19 @@ fn write_headers(
 ) -> Result<(), Reason> {
     // All that is written, before anything is.
     let frame: *mut [u8; HEADER_LEN + IPV4_LEN] = skb.at(0)?;
-    inner::rewrite(skb, HEADER_LEN, inner.tos, inner.ttl - 1)?;
     let tos = outer_tos(inner.tos);
     let total_length = (inner.total_length + OVERHEAD as u16).to_be();
-    // The outer packet may be fragmented on its way (the kernel leaves DF off), so its ID has to
-    // differ from its neighbours' (RFC 6864, section 4.1).
-    // SAFETY: no precondition.
-    let id = unsafe { bpf_get_prandom_u32() } as u16;
+    let id = identification(hash);
     let sum = u64::from(headers.ip_sum)
         + u64::from(u16::from_ne_bytes([0, tos]))
         + u64::from(total_length)
         + u64::from(id);
     let port = source_port(hash, settings.port_min, settings.port_max).to_be();
     let udp_length = (inner.total_length + (OVERHEAD - IPV4_LEN) as u16).to_be();
-    // SAFETY: all 64 bytes lie within the packet; BPF stores need no alignment.
+    // SAFETY: all that is written lies within the packet; BPF stores need no alignment.
     unsafe {
         let bytes = frame.cast::<u8>();
+        inner::rewrite_at(bytes.add(HEADER_LEN), inner.tos, inner.ttl - 1);
         *bytes.cast::<[u64; HEADER_LEN / 8]>() = headers.template;
         *bytes.add(varying::TOS) = tos;
         *bytes.add(varying::TOTAL_LENGTH).cast::<u16>() = total_length;

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::BPF_EXIST;
 use oncache_abi::{
     cache::{HEADER_LEN, HostHeaders, HostWord},
     checksum::{fold, sum_header},
-    flow::EGRESS,
+    entry::FlowEntry,
     headers::{ETH_LEN, ETHERTYPE_IPV4, varying},
     mark::EGRESS_MISS,
     reason::{Program, Reason},
@@ -47,15 +47,18 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
         return Err(Some(Reason::OtherVni));
     }
     let inner = inner::parse(skb, HEADER_LEN)?;
-    if inner.destination & netmask != network {
+    if inner.destination() & netmask != network {
         return Err(Some(Reason::OutsideNetwork));
     }
-    if INGRESS.get_ptr(&inner.source).is_none() {
+    if INGRESS.get_ptr(&inner.source()).is_none() {
         return Err(Some(Reason::NoContainer));
     }
     learn_headers(skb, &outer, epoch)?;
-    learn_host(inner.destination, outer.destination, epoch)?;
-    learn_flow(&inner.key_from_local(), EGRESS, &settings)?;
+    learn_host(inner.destination(), outer.destination, epoch)?;
+    let key = inner.key_from_local();
+    learn_flow(&key, &settings, |old, now, lease| {
+        FlowEntry::learn_egress(old, &key, outer.destination, now, lease, epoch)
+    })?;
     count(Program::EgressInit, Reason::Learned);
     Err(None)
 }

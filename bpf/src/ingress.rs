@@ -2,7 +2,8 @@
 
 use aya_ebpf::{bindings::BPF_F_ADJ_ROOM_FIXED_GSO, helpers::bpf_redirect_peer};
 use oncache_abi::{
-    cache::{HEADER_LEN, LocalContainer, MacWord},
+    cache::HEADER_LEN,
+    entry::LocalEnd,
     flow::FlowKey,
     headers::{ETH_LEN, ETHERTYPE_IPV4, OVERHEAD, UDP, decapsulated_tos},
     mark::INGRESS_MISS,
@@ -13,8 +14,8 @@ use crate::{
     counters::count,
     egress::judge,
     inner::{self, Inner},
-    learning::forget_flow,
-    maps::{EGRESS_HOST, EGRESS_IP, FILTER, INGRESS, constant, settings},
+    learning::{entry, forget_flow},
+    maps::{EGRESS_HOST, INGRESS, constant, mac_constant, settings},
     outer::{self, Outer},
     packet::Skb,
 };
@@ -28,48 +29,69 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     }
     let outer = outer::parse(skb)?;
     check_outer(skb, &outer)?;
+    match carried(skb, &outer) {
+        Ok(action) => {
+            count(Program::Ingress, Reason::Hit);
+            Ok(action)
+        }
+        Err(reason) => Err(Some(refused(skb, &outer, reason)?)),
+    }
+}
+
+/// What the caches are not asked for on the way to a hit. That the sender is a peer follows there
+/// from the flow's entry: its host was one in this epoch, and a peer that goes ends the epoch.
+#[inline(always)]
+fn refused(skb: &Skb, outer: &Outer, reason: Reason) -> Result<Reason, Reason> {
+    if EGRESS_HOST.get_ptr(&outer.source).is_none() {
+        return Err(Reason::NotPeer);
+    }
+    if reason != Reason::TcpState && !reason.is_miss() {
+        return Err(reason);
+    }
+    // Once more, rather than to keep all of it at hand on the way to a hit.
+    let inner = inner::parse(skb, HEADER_LEN)?;
+    if reason == Reason::TcpState {
+        forget_flow(&inner.key_to_local());
+        return Err(reason);
+    }
+    if INGRESS.get_ptr(&inner.destination()).is_none() {
+        return Err(Reason::NoContainer);
+    }
+    // The epoch in force before the packet enters the slow path, which is what counts.
+    let epoch = settings().ok_or(Reason::HelperFailed)?.epoch;
+    skb.mark_missed(INGRESS_MISS, epoch);
+    Ok(reason)
+}
+
+#[inline(always)]
+fn carried(skb: &Skb, outer: &Outer) -> Result<i32, Reason> {
     let inner = inner::parse(skb, HEADER_LEN)?;
     let tos = decapsulated_tos(outer.tos, inner.tos).ok_or(Reason::OuterCongestion)?;
     if inner.ttl <= 1 {
-        return Err(Some(Reason::TtlExpires));
+        return Err(Reason::TtlExpires);
     }
-    let key = inner.key_to_local();
     if inner.changes_state {
-        forget_flow(&key);
-        return Err(Some(Reason::TcpState));
+        return Err(Reason::TcpState);
     }
     // SAFETY (of `constant!`): see `maps::volatile`.
     if !inner.fits(skb, unsafe { constant!(mtu) }) {
-        return Err(Some(Reason::OverMtu));
+        return Err(Reason::OverMtu);
     }
     // The tunnel's mark on the aggregate can't be taken off here, and UDP reception would then
     // split it at the wrong headers and lose it (net/ipv4/udp.c, `udp_unexpected_gso`).
     if inner.protocol == UDP && skb.gso_size() != 0 {
-        return Err(Some(Reason::UdpAggregate));
+        return Err(Reason::UdpAggregate);
     }
-    // SAFETY: INGRESS has BPF_F_NO_PREALLOC: an element stays its key's until this program is done.
-    let Some(local) = (unsafe { INGRESS.get(&inner.destination) }) else {
-        return Err(Some(Reason::NoContainer));
-    };
     let epoch = settings().ok_or(Reason::HelperFailed)?.epoch;
-    match cached(&inner, &outer, &key, local, epoch) {
-        Ok((destination, source)) => {
-            let action = deliver(skb, &inner, tos, local.ifindex, [destination, source])?;
-            count(Program::Ingress, Reason::Hit);
-            Ok(action)
-        }
-        Err(reason) => {
-            skb.mark_missed(INGRESS_MISS, epoch);
-            Err(Some(reason))
-        }
-    }
+    let local = cached(outer, &inner.key_to_local(), epoch)?;
+    deliver(skb, &inner, tos, local)
 }
 
 /// What the slow path's VXLAN device would check, and what it leaves to others.
 #[inline(always)]
 fn check_outer(skb: &Skb, outer: &Outer) -> Result<(), Reason> {
     // SAFETY (of `constant!`): see `maps::volatile`.
-    let (host, vni, vtep) = unsafe { (constant!(host), constant!(vni), constant!(vtep)) };
+    let (host, vni, vtep) = unsafe { (constant!(host), constant!(vni), mac_constant!(vtep)) };
     // A packet for another host that came by our MAC address is routed on, not decapsulated.
     if !skb.is_to_host() || outer.destination != host {
         return Err(Reason::NotOverlay);
@@ -79,9 +101,6 @@ fn check_outer(skb: &Skb, outer: &Outer) -> Result<(), Reason> {
     }
     if outer.vni != vni {
         return Err(Reason::OtherVni);
-    }
-    if EGRESS_HOST.get_ptr(&outer.source).is_none() {
-        return Err(Reason::NotPeer);
     }
     // The VXLAN device drops what seems to come from itself (drivers/net/vxlan/vxlan_core.c,
     // `vxlan_set_mac`).
@@ -94,34 +113,14 @@ fn check_outer(skb: &Skb, outer: &Outer) -> Result<(), Reason> {
     Ok(())
 }
 
-/// All three caches must agree: the flow allowed both ways, the container ready, and the sender
-/// behind the host that answers would go to.
+/// The flow allowed both ways, the container known, and the sender the host that answers would go to.
 #[inline(always)]
-fn cached(
-    inner: &Inner,
-    outer: &Outer,
-    key: &FlowKey,
-    local: &LocalContainer,
-    epoch: u32,
-) -> Result<(MacWord, MacWord), Reason> {
-    // SAFETY: one aligned word, whole whenever it is read; its tag tells whose it is.
-    let word = unsafe { FILTER.get(key) }.ok_or(Reason::NoFlow)?;
-    judge(*word, key, epoch)?;
-    // Copied before they are judged: `ingress_init` may write them at any moment.
-    // SAFETY: aligned words of a live element.
-    let (destination, source) = unsafe {
-        (
-            core::ptr::read_volatile(&raw const local.destination),
-            core::ptr::read_volatile(&raw const local.source),
-        )
-    };
-    if !destination.is_current(epoch) || !source.is_current(epoch) {
-        return Err(Reason::ContainerUnlearned);
-    }
-    // SAFETY: one aligned word, as above.
-    let word = unsafe { EGRESS_IP.get(&inner.source) }.ok_or(Reason::NoHost)?;
-    match word.host(inner.source, epoch) {
-        Some(host) if host == outer.source => Ok((destination, source)),
+fn cached(outer: &Outer, key: &FlowKey, epoch: u32) -> Result<LocalEnd, Reason> {
+    let entry = entry(key).ok_or(Reason::NoFlow)?;
+    judge(entry.verdict, key, epoch)?;
+    let local = entry.local(key, epoch).ok_or(Reason::ContainerUnlearned)?;
+    match entry.host(key, epoch) {
+        Some(host) if host == outer.source => Ok(local),
         Some(_) => Err(Reason::WrongHost),
         None => Err(Reason::NoHost),
     }
@@ -129,13 +128,7 @@ fn cached(
 
 /// Takes the outer headers off and hands the packet to the container's end of its device pair.
 #[inline(always)]
-fn deliver(
-    skb: &Skb,
-    inner: &Inner,
-    tos: u8,
-    ifindex: u32,
-    [destination, source]: [MacWord; 2],
-) -> Result<i32, Reason> {
+fn deliver(skb: &Skb, inner: &Inner, tos: u8, local: LocalEnd) -> Result<i32, Reason> {
     inner::rewrite(skb, HEADER_LEN, tos, inner.ttl - 1)?;
     if let Err(reason) = skb.adjust_room(-(OVERHEAD as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)) {
         // The slow path gets the packet as it was.
@@ -143,18 +136,18 @@ fn deliver(
         return Err(reason);
     }
     let frame: *mut [u8; ETH_LEN] = skb.at(0)?;
-    // SAFETY: the fourteen bytes lie within the packet.
+    // SAFETY: the fourteen bytes lie within the packet; (of `mac_constant!`) see `maps::volatile`.
     unsafe {
         let bytes = frame.cast::<u8>();
-        *bytes.cast::<u32>() = destination.0 as u32;
-        *bytes.add(4).cast::<u16>() = (destination.0 >> 32) as u16;
-        *bytes.add(6).cast::<u32>() = source.0 as u32;
-        *bytes.add(10).cast::<u16>() = (source.0 >> 32) as u16;
+        // Only frames from the gateway are learned from, see `ingress_init`.
+        let gateway = mac_constant!(gateway);
+        *bytes.cast::<u64>() = local.mac | gateway << 48;
+        *bytes.add(8).cast::<u32>() = (gateway >> 16) as u32;
         *bytes.add(12).cast::<u16>() = ETHERTYPE_IPV4.to_be();
     }
     // Kernels before 6.15 leave the mark on at this crossing (net/core/filter.c,
     // `skb_do_redirect`); a host's own marks are none of the container's business.
     skb.set_mark(0);
     // SAFETY: no precondition.
-    Ok(unsafe { bpf_redirect_peer(ifindex, 0) } as i32)
+    Ok(unsafe { bpf_redirect_peer(local.ifindex, 0) } as i32)
 }

@@ -2,7 +2,7 @@
 
 use oncache_abi::{
     cache::{LocalContainer, MacWord},
-    flow::INGRESS as INGRESS_DIRECTION,
+    entry::FlowEntry,
     headers::{ETH_LEN, IPV4_LEN, TCP_LEN},
     mark::INGRESS_MISS,
     reason::{Program, Reason},
@@ -26,16 +26,21 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     skb.ensure_linear((ETH_LEN + IPV4_LEN + TCP_LEN) as u32);
     let inner = inner::parse(skb, ETH_LEN)?;
     let local = INGRESS
-        .get_ptr_mut(&inner.destination)
+        .get_ptr_mut(&inner.destination())
         .ok_or(Reason::NoContainer)?;
-    learn_macs(skb, local, settings.epoch)?;
-    learn_flow(&inner.key_to_local(), INGRESS_DIRECTION, &settings)?;
+    let epoch = settings.epoch;
+    let mac = learn_macs(skb, local, epoch)?;
+    let (key, end) = (inner.key_to_local(), (skb.ifindex(), mac));
+    learn_flow(&key, &settings, |old, now, lease| {
+        FlowEntry::learn_ingress(old, &key, end, now, lease, epoch)
+    })?;
     count(Program::IngressInit, Reason::Learned);
     Err(None)
 }
 
+/// Keeps the MAC addresses, if they are not known yet. Returns the container's.
 #[inline(always)]
-fn learn_macs(skb: &Skb, local: *mut LocalContainer, epoch: u32) -> Result<(), Reason> {
+fn learn_macs(skb: &Skb, local: *mut LocalContainer, epoch: u32) -> Result<[u8; 6], Reason> {
     let frame: *mut [[u8; 6]; 2] = skb.at(0)?;
     // SAFETY: the twelve bytes lie within the packet.
     let [destination, source] = unsafe { *frame };
@@ -49,12 +54,12 @@ fn learn_macs(skb: &Skb, local: *mut LocalContainer, epoch: u32) -> Result<(), R
         if (*local).ifindex != skb.ifindex() {
             return Err(Reason::SourceMismatch);
         }
-        let destination = MacWord::new(destination, epoch);
+        let learned = MacWord::new(destination, epoch);
         let source = MacWord::new(source, epoch);
-        if (*local).destination != destination || (*local).source != source {
-            core::ptr::write_volatile(&raw mut (*local).destination, destination);
+        if (*local).destination != learned || (*local).source != source {
+            core::ptr::write_volatile(&raw mut (*local).destination, learned);
             core::ptr::write_volatile(&raw mut (*local).source, source);
         }
     }
-    Ok(())
+    Ok(destination)
 }

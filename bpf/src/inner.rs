@@ -53,12 +53,12 @@ struct TcpHeader {
     urgent: u16,
 }
 
-/// What the programs need of an inner packet. Addresses and ports in network byte order.
+/// What the programs need of an inner packet.
 pub struct Inner {
-    pub source: u32,
-    pub destination: u32,
-    pub source_port: u16,
-    pub destination_port: u16,
+    /// Source address in the low half, destination in the high one, each in network byte order.
+    addresses: u64,
+    /// Likewise the ports.
+    ports: u32,
     pub protocol: u8,
     pub tos: u8,
     pub ttl: u8,
@@ -131,13 +131,17 @@ pub fn parse(skb: &Skb, offset: usize) -> Result<Inner, Reason> {
         }
         _ => return Err(Reason::OtherProtocol),
     };
-    // SAFETY: `ports` is the start of a header that lies within the packet.
-    let (source_port, destination_port) = unsafe { ((*ports).source, (*ports).destination) };
+    // SAFETY: `ports` is the start of a header that lies within the packet, and the addresses are
+    // side by side in theirs; BPF loads need no alignment.
+    let (addresses, ports) = unsafe {
+        (
+            *(&raw const (*header).source).cast::<u64>(),
+            *ports.cast::<u32>(),
+        )
+    };
     Ok(Inner {
-        source: ip.source,
-        destination: ip.destination,
-        source_port,
-        destination_port,
+        addresses,
+        ports,
         protocol: ip.protocol,
         tos: ip.tos,
         ttl: ip.ttl,
@@ -150,28 +154,30 @@ pub fn parse(skb: &Skb, offset: usize) -> Result<Inner, Reason> {
 impl Inner {
     /// The flow's key where the sender is the local container.
     #[inline(always)]
-    pub const fn key_from_local(&self) -> FlowKey {
-        FlowKey {
-            local: self.source,
-            remote: self.destination,
-            local_port: self.source_port,
-            remote_port: self.destination_port,
-            protocol: self.protocol,
-            reserved: [0; 3],
-        }
+    pub fn key_from_local(&self) -> FlowKey {
+        key(self.addresses, self.ports, self.protocol)
     }
 
     /// The flow's key where the receiver is the local container.
     #[inline(always)]
-    pub const fn key_to_local(&self) -> FlowKey {
-        FlowKey {
-            local: self.destination,
-            remote: self.source,
-            local_port: self.destination_port,
-            remote_port: self.source_port,
-            protocol: self.protocol,
-            reserved: [0; 3],
-        }
+    pub fn key_to_local(&self) -> FlowKey {
+        key(
+            self.addresses.rotate_left(32),
+            self.ports.rotate_left(16),
+            self.protocol,
+        )
+    }
+
+    /// Source address, network byte order.
+    #[inline(always)]
+    pub const fn source(&self) -> u32 {
+        self.addresses as u32
+    }
+
+    /// Destination address, network byte order.
+    #[inline(always)]
+    pub const fn destination(&self) -> u32 {
+        (self.addresses >> 32) as u32
     }
 
     /// Length of the packet, or of the largest segment of the aggregate, as an IP packet
@@ -193,23 +199,44 @@ impl Inner {
     }
 }
 
-/// Writes TOS and TTL of the header at `offset`, checksum included (net/ip.h, `ip_decrease_ttl`;
-/// include/net/inet_ecn.h, `IP_ECN_set_ce`).
+/// A flow's key from the packet's own words, in two stores. Stored field by field and then hashed and
+/// compared by the kernel in wider words, each of those would wait for the narrow stores to reach the
+/// cache (docs/experiments.md).
+#[inline(always)]
+fn key(addresses: u64, ports: u32, protocol: u8) -> FlowKey {
+    let words = [addresses, u64::from(ports) | u64::from(protocol) << 32];
+    // SAFETY: a key is sixteen bytes of integers; on a little-endian machine, which is all the
+    // programs are built for, the words hold its fields in order and zeros behind them.
+    unsafe { core::mem::transmute::<[u64; 2], FlowKey>(words) }
+}
+
+/// Writes TOS and TTL of the header at `offset`; see [`rewrite_at`].
 #[inline(always)]
 pub fn rewrite(skb: &Skb, offset: usize, tos: u8, ttl: u8) -> Result<(), Reason> {
+    let header: *mut [u8; IPV4_LEN] = skb.at(offset)?;
+    // SAFETY: all twenty bytes lie within the packet.
+    unsafe { rewrite_at(header.cast(), tos, ttl) };
+    Ok(())
+}
+
+/// Writes TOS and TTL of a header, checksum included (net/ip.h, `ip_decrease_ttl`;
+/// include/net/inet_ecn.h, `IP_ECN_set_ce`).
+///
+/// # Safety
+///
+/// `header` is an IPv4 header within the packet. BPF needs no alignment.
+#[inline(always)]
+pub unsafe fn rewrite_at(header: *mut u8, tos: u8, ttl: u8) {
     /// The TOS is the second byte of its 16-bit word of the checksum, the TTL the first of its own.
     const TOS_WORD: usize = 0;
     const TTL_WORD: usize = 8;
-    let header: *mut [u8; IPV4_LEN] = skb.at(offset)?;
-    let header = header.cast::<u8>();
-    // SAFETY: all twenty bytes lie within the packet.
+    // SAFETY: the caller's.
     unsafe {
         let [version, _] = header.add(TOS_WORD).cast::<[u8; 2]>().read();
         replace(header, TOS_WORD, u16::from_ne_bytes([version, tos]));
         let [_, protocol] = header.add(TTL_WORD).cast::<[u8; 2]>().read();
         replace(header, TTL_WORD, u16::from_ne_bytes([ttl, protocol]));
     }
-    Ok(())
 }
 
 /// Replaces the 16-bit word at `at`, if it is another, and updates the checksum.

@@ -3,7 +3,8 @@
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use oncache_abi::{
     admission::{ONE_OF, Window},
-    flow::{FilterWord, FlowKey},
+    entry::FlowEntry,
+    flow::FlowKey,
     mark::Lesson,
     reason::Reason,
     settings::Settings,
@@ -37,29 +38,60 @@ pub fn may_learn(skb: &Skb, miss: u32) -> Result<Settings, Option<Reason>> {
     }
 }
 
-/// Notes that the slow path passed a packet of the flow in `direction`.
-///
-/// Two CPUs may do this at once for the two directions; one of the bits may then be lost, and one
-/// more packet takes the slow path.
+/// The flow's entry as it is now. Its verdict is read first: what is written to an entry in its place
+/// is written in the other order.
 #[inline(always)]
-pub fn learn_flow(key: &FlowKey, direction: u64, settings: &Settings) -> Result<(), Reason> {
-    // SAFETY: one aligned word, whole whenever it is read; its tag tells whose it is.
-    let old = unsafe { FILTER.get(key) }.copied();
+pub fn entry(key: &FlowKey) -> Option<FlowEntry> {
+    let place = FILTER.get_ptr(key)?;
+    // SAFETY: four aligned words of the map, each read once and whole; each tells whose it is.
+    unsafe {
+        Some(FlowEntry {
+            verdict: core::ptr::read_volatile(&raw const (*place).verdict),
+            host: core::ptr::read_volatile(&raw const (*place).host),
+            device: core::ptr::read_volatile(&raw const (*place).device),
+            mac: core::ptr::read_volatile(&raw const (*place).mac),
+        })
+    }
+}
+
+/// Enters what the slow path has shown of the flow: `learned` of what is known of it, at a tick and
+/// for a lease.
+///
+/// Two CPUs may do this at once for the two directions; one of them may then be lost, and one more
+/// packet takes the slow path.
+#[inline(always)]
+pub fn learn_flow(
+    key: &FlowKey,
+    settings: &Settings,
+    learned: impl FnOnce(Option<FlowEntry>, u64, u64) -> FlowEntry,
+) -> Result<(), Reason> {
+    let old = entry(key);
     let lease = u64::from(settings.lease);
-    if old.is_none() && !is_admitted(now(), lease) {
+    let now = now();
+    if old.is_none() && !is_admitted(now, lease) {
         return Err(Reason::Crowded);
     }
-    let word = FilterWord::learn(old, key, direction, now(), lease, settings.epoch);
-    if old == Some(word) {
+    let new = learned(old, now, lease);
+    if old.is_some_and(|old| is_same(&old, &new)) {
         return Ok(());
     }
     FILTER
-        .insert(key, word, 0)
+        .insert(key, new, 0)
         .map_err(|_| Reason::HelperFailed)?;
     if old.is_none() {
         count_turnover(Turnover::Entered);
     }
     Ok(())
+}
+
+/// Word by word, see `egress_init.rs`.
+#[inline(always)]
+const fn is_same(old: &FlowEntry, new: &FlowEntry) -> bool {
+    (old.verdict.0 ^ new.verdict.0)
+        | (old.host.0 ^ new.host.0)
+        | (old.device.0 ^ new.device.0)
+        | (old.mac.0 ^ new.mac.0)
+        == 0
 }
 
 /// Whether a flow that is not in the cache may be entered; see `admission.rs` of the ABI.

@@ -9,7 +9,8 @@ use aya_ebpf::{
 };
 use oncache_abi::{
     cache::{HostHeaders, HostWord, LocalContainer},
-    flow::{FilterWord, FlowKey, ticks},
+    entry::FlowEntry,
+    flow::{FlowKey, ticks},
     settings::{Constants, Settings},
     turnover,
 };
@@ -22,11 +23,12 @@ pub static SETTINGS: Array<Settings> = Array::pinned(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(turnover::COUNTERS, 0);
 
-/// Filter cache: flow -> what the slow path allowed.
+/// Filter cache: flow -> what the slow path allowed, and the way it took.
 #[map]
-pub static FILTER: LruHashMap<FlowKey, FilterWord> = LruHashMap::pinned(65536, 0);
+pub static FILTER: LruHashMap<FlowKey, FlowEntry> = LruHashMap::pinned(65536, 0);
 
-/// Egress cache, first level: remote container address (network byte order) -> host.
+/// Egress cache, first level: remote container address (network byte order) -> host. A hit does not
+/// need it: its flow's entry has the host.
 #[map]
 pub static EGRESS_IP: LruHashMap<u32, HostWord> = LruHashMap::pinned(65536, 0);
 
@@ -74,10 +76,21 @@ pub fn constants() -> *const Constants {
 /// Reads what the compiler must not take for the value in the object file.
 #[inline(always)]
 pub fn volatile<T: Copy>(field: *const T) -> T {
-    // SAFETY: called with a field of `CONSTANTS`, which is initialised and never written after
-    // load.
+    // SAFETY: called with a field of `CONSTANTS`, or a part of one, which is initialised and never
+    // written after load. BPF loads need no alignment.
     unsafe { core::ptr::read_volatile(field) }
 }
+
+/// One MAC address of the constants: in the low 48 bits, first byte lowest, as `packet::mac_at`.
+macro_rules! mac_constant {
+    ($field:ident) => {{
+        let mac = (&raw const (*$crate::maps::constants()).$field).cast::<u8>();
+        let low = $crate::maps::volatile(mac.cast::<u32>());
+        let high = $crate::maps::volatile(mac.add(4).cast::<u16>());
+        u64::from(low) | u64::from(high) << 32
+    }};
+}
+pub(crate) use mac_constant;
 
 /// The settings in force, as they are now: a copy, since the daemon writes them at any moment. A
 /// program judges and learns by the one epoch that it has read. Read twice, a packet that missed in

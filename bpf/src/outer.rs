@@ -9,7 +9,7 @@ use oncache_abi::{
 use crate::{
     inner::{self, Ipv4},
     maps::constant,
-    packet::Skb,
+    packet::{Skb, mac_at},
 };
 
 /// Bytes that the programs read of an encapsulated packet.
@@ -38,8 +38,9 @@ pub struct Outer {
     pub checksum: u16,
     /// The VNI in its place, shifted left by 8; the reserved byte below it is zero.
     pub vni: u32,
-    pub inner_destination: [u8; 6],
-    pub inner_source: [u8; 6],
+    /// MAC addresses of the inner frame, see `packet::mac_at`.
+    pub inner_destination: u64,
+    pub inner_source: u64,
     pub inner_ethertype: u16,
 }
 
@@ -56,7 +57,15 @@ pub fn parse(skb: &Skb) -> Result<Outer, Reason> {
     let header = inner::ipv4(skb, ETH_LEN)?;
     let tunnel: *mut Tunnel = skb.at(ETH_LEN + IPV4_LEN)?;
     // SAFETY: `at` has shown both headers to lie within the packet.
-    let (ip, tunnel) = unsafe { (*header, *tunnel) };
+    let (ip, inner_destination, inner_source) = unsafe {
+        (
+            *header,
+            mac_at((&raw const (*tunnel).inner_destination).cast()),
+            mac_at((&raw const (*tunnel).inner_source).cast()),
+        )
+    };
+    // SAFETY: likewise.
+    let tunnel = unsafe { *tunnel };
     if u16::from_be(ip.fragment) & FRAGMENT != 0 {
         return Err(Reason::Fragment);
     }
@@ -76,8 +85,8 @@ pub fn parse(skb: &Skb) -> Result<Outer, Reason> {
         tos: ip.tos,
         checksum: tunnel.checksum,
         vni: tunnel.vni,
-        inner_destination: tunnel.inner_destination,
-        inner_source: tunnel.inner_source,
+        inner_destination,
+        inner_source,
         inner_ethertype: tunnel.inner_ethertype,
     })
 }

@@ -131,6 +131,17 @@ impl Skb {
     }
 }
 
+/// The MAC address at `bytes`: in the low 48 bits, first byte lowest.
+///
+/// # Safety
+///
+/// The six bytes lie within the packet. BPF loads need no alignment.
+#[inline(always)]
+pub unsafe fn mac_at(bytes: *const u8) -> u64 {
+    // SAFETY: the caller's.
+    unsafe { u64::from(*bytes.cast::<u32>()) | u64::from(*bytes.add(4).cast::<u16>()) << 32 }
+}
+
 /// The mark field of the configuration.
 #[inline(always)]
 pub fn marks() -> MarkField {

@@ -177,7 +177,8 @@ impl Datapath {
                 source: mac(&local.source.mac()),
             });
         }
-        for (flow, word) in entries(&self.filter) {
+        for (flow, entry) in entries(&self.filter) {
+            let word = entry.verdict;
             let state = match word.judge(&flow, now, epoch) {
                 Verdict::Fast => "fast",
                 Verdict::OneWay => "one-way",

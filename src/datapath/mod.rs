@@ -29,7 +29,8 @@ use aya::{
 };
 use oncache_abi::{
     cache::{HostHeaders, HostWord, LocalContainer},
-    flow::{FilterWord, FlowKey},
+    entry::FlowEntry,
+    flow::FlowKey,
     reason::Program,
 };
 use thiserror::Error;
@@ -49,7 +50,7 @@ pub struct Datapath {
     programs: Ebpf,
     epoch: Epoch,
     counters: PerCpuArray<MapData, u64>,
-    filter: HashMap<MapData, FlowKey, FilterWord>,
+    filter: HashMap<MapData, FlowKey, FlowEntry>,
     egress_ip: HashMap<MapData, u32, HostWord>,
     egress_host: HashMap<MapData, u32, HostHeaders>,
     ingress: HashMap<MapData, u32, LocalContainer>,

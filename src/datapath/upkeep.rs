@@ -96,17 +96,19 @@ impl Datapath {
     }
 
     /// Removes the addresses that were learned to be behind `hosts`, and the flows to them. What a
-    /// program enters meanwhile, from a host that it had looked up before, is swept later: without
-    /// the host nothing uses it.
+    /// program enters meanwhile, from a host that it had looked up before, is of an epoch that ends
+    /// with the call.
     fn forget_behind(&mut self, hosts: &HashSet<u32>) -> Result<(), DatapathError> {
-        let behind = entries(&self.egress_ip).into_iter();
-        let behind: HashSet<u32> = behind
-            .filter(|(_, word)| hosts.contains(&word.address()))
-            .map(|(ip, _)| ip)
+        let flows: HashSet<FlowKey> = entries(&self.filter)
+            .into_iter()
+            .filter(|(_, entry)| hosts.contains(&entry.host.address()))
+            .map(|(flow, _)| flow)
             .collect();
-        self.remove_flows(|flow| behind.contains(&flow.remote))?;
-        for ip in behind {
-            remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
+        self.remove_flows(|flow| flows.contains(flow))?;
+        for (ip, word) in entries(&self.egress_ip) {
+            if hosts.contains(&word.address()) {
+                remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
+            }
         }
         Ok(())
     }
@@ -154,7 +156,8 @@ impl Datapath {
         self.sweep_words(epoch)?;
         let dead: HashSet<FlowKey> = entries(&self.filter)
             .into_iter()
-            .filter(|(_, word)| {
+            .filter(|(_, entry)| {
+                let word = entry.verdict;
                 u32::from(word.epoch()) != epoch & 0xffff || word.expiry() + grace < now
             })
             .map(|(flow, _)| flow)
@@ -198,10 +201,12 @@ impl Datapath {
     }
 
     /// Removes egress addresses that no flow goes to, and what was learned of hosts that no address
-    /// is behind.
+    /// is behind and no flow goes to.
     fn sweep_egress(&mut self) -> Result<(), DatapathError> {
-        let remotes: HashSet<u32> = keys(&self.filter).iter().map(|flow| flow.remote).collect();
-        let mut hosts = HashSet::new();
+        let flows = entries(&self.filter);
+        let remotes: HashSet<u32> = flows.keys().map(|flow| flow.remote).collect();
+        // An address may have had to give way to others while its flows go on.
+        let mut hosts: HashSet<u32> = flows.values().map(|entry| entry.host.address()).collect();
         for (ip, word) in entries(&self.egress_ip) {
             if remotes.contains(&ip) {
                 hosts.insert(word.address());

@@ -8,7 +8,7 @@ use std::{
 
 use aya::maps::{HashMap, MapData};
 use oncache::datapath::{PIN_ROOT, Sizes, pins};
-use oncache_abi::flow::{EGRESS, FilterWord, FlowKey};
+use oncache_abi::{entry::FlowEntry, flow::FlowKey};
 use oncache_testbed::Host;
 
 use crate::{
@@ -82,7 +82,7 @@ fn fill_filter(host: &Host, flows: u16) {
     let pin = pins::maps(root, Sizes { flows: 65536 }).join("FILTER");
     host.enter(|| {
         let map = aya::maps::Map::LruHashMap(MapData::from_pin(pin).expect("the filter cache"));
-        let mut map: HashMap<MapData, FlowKey, FilterWord> =
+        let mut map: HashMap<MapData, FlowKey, FlowEntry> =
             HashMap::try_from(map).expect("flows and words");
         for port in 0..flows {
             let key = FlowKey {
@@ -93,7 +93,7 @@ fn fill_filter(host: &Host, flows: u16) {
                 protocol: 6,
                 reserved: [0; 3],
             };
-            let word = FilterWord::learn(None, &key, EGRESS, 0, 1 << 30, 1);
+            let word = FlowEntry::learn_egress(None, &key, 1, 0, 1 << 30, 1);
             map.insert(key, word, 0).expect("room in the cache");
         }
     });

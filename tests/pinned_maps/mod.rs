@@ -8,7 +8,8 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use oncache::datapath::{PIN_ROOT, Sizes, clock, pins};
 use oncache_abi::{
     cache::{HostWord, LocalContainer},
-    flow::{FilterWord, FlowKey, Verdict},
+    entry::FlowEntry,
+    flow::{FlowKey, Verdict},
     reason::{Program, REASONS_PER_PROGRAM, Reason},
     settings::Settings,
 };
@@ -18,7 +19,7 @@ use oncache_testbed::Host;
 pub struct PinnedMaps {
     counters: PerCpuArray<MapData, u64>,
     settings: Array<MapData, Settings>,
-    filter: HashMap<MapData, FlowKey, FilterWord>,
+    filter: HashMap<MapData, FlowKey, FlowEntry>,
     addresses: HashMap<MapData, u32, HostWord>,
     containers: HashMap<MapData, u32, LocalContainer>,
 }
@@ -80,7 +81,7 @@ impl PinnedMaps {
         let now = clock::now();
         let all = self.filter.iter().filter_map(Result::ok);
         all.filter(|(flow, _)| flow.local == key(container))
-            .map(|(flow, word)| (flow, word.judge(&flow, now, epoch)))
+            .map(|(flow, entry)| (flow, entry.verdict.judge(&flow, now, epoch)))
             .collect()
     }
 

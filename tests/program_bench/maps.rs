@@ -8,6 +8,7 @@ use std::{
 
 use oncache_abi::{
     cache::{HostHeaders, HostWord, LocalContainer},
+    entry::FlowEntry,
     flow::{FilterWord, FlowKey},
 };
 
@@ -15,7 +16,7 @@ use oncache_abi::{
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Maps {
     /// Filter cache.
-    pub flows: HashMap<FlowKey, FilterWord>,
+    pub flows: HashMap<FlowKey, FlowEntry>,
     /// Egress cache, first level.
     pub addresses: HashMap<u32, HostWord>,
     /// Egress cache, second level.
@@ -65,7 +66,8 @@ impl Maps {
     /// Leases that end within `ends`, set to `stands_for`: when a program ran is not known to the
     /// tick.
     pub fn with_leases(mut self, ends: &RangeInclusive<u64>, stands_for: u64) -> Self {
-        for word in self.flows.values_mut() {
+        for entry in self.flows.values_mut() {
+            let word = &mut entry.verdict;
             if ends.contains(&word.expiry()) {
                 word.0 = word.0 << (64 - EXPIRY) >> (64 - EXPIRY) | stands_for << EXPIRY;
             }

@@ -21,7 +21,8 @@ use oncache::datapath::{
 };
 use oncache_abi::{
     cache::{HostHeaders, HostWord, LocalContainer},
-    flow::{FilterWord, FlowKey},
+    entry::FlowEntry,
+    flow::FlowKey,
     reason::{Program, REASONS_PER_PROGRAM, Reason},
     settings::Settings,
     turnover::Turnover,
@@ -29,7 +30,7 @@ use oncache_abi::{
 use oncache_testbed::Place;
 
 pub use frame::{Ends, Frame, sum16};
-pub use maps::{Maps, flow_word, key};
+pub use maps::{Maps, key};
 
 /// `TC_ACT_UNSPEC`: the packet goes on to the slow path.
 pub const UNSPEC: i32 = -1;
@@ -58,7 +59,7 @@ pub struct Bench {
     datapath: Datapath,
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, u64>,
-    filter: HashMap<MapData, FlowKey, FilterWord>,
+    filter: HashMap<MapData, FlowKey, FlowEntry>,
     egress_ip: HashMap<MapData, u32, HostWord>,
     egress_host: HashMap<MapData, u32, HostHeaders>,
     ingress: HashMap<MapData, u32, LocalContainer>,

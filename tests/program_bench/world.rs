@@ -4,7 +4,8 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use oncache_abi::{
     cache::{HostHeaders, HostWord, LocalContainer, MacWord},
-    flow::{FilterWord, FlowKey},
+    entry::{DeviceWord, FlowEntry},
+    flow::{EGRESS, FlowKey, INGRESS},
     mark::{ESTABLISHED, MarkField},
     settings::Constants,
 };
@@ -184,17 +185,40 @@ pub fn flow(protocol: u8) -> FlowKey {
     }
 }
 
-/// The word of a flow that passed in `directions`, long before its lease ends.
-pub fn live(key: &FlowKey, directions: u64) -> FilterWord {
-    flow_word(key, directions, EPOCH, tick_in(Duration::from_secs(3600)))
+/// The entry of a flow to the peer that passed in `directions`, each of which has taught its own.
+pub fn flow_entry(flow: &FlowKey, directions: u64, epoch: u32, expiry: u64) -> FlowEntry {
+    let device = match flow.local {
+        local if local == key(NEIGHBOUR) => NEIGHBOUR_DEVICE,
+        _ => DEVICE,
+    };
+    let tag = u32::try_from(flow.wide_tag()).expect("sixteen bits");
+    let seal = MacWord::new(LOCAL_MAC, epoch ^ tag);
+    let learned = |direction, word| match directions & direction {
+        0 => 0,
+        _ => word,
+    };
+    FlowEntry {
+        verdict: flow_word(flow, directions, epoch, expiry),
+        host: HostWord(learned(
+            EGRESS,
+            HostWord::new(flow.remote, key(PEER), epoch).0,
+        )),
+        device: DeviceWord(learned(INGRESS, DeviceWord::new(flow, device, epoch).0)),
+        mac: MacWord(learned(INGRESS, seal.0)),
+    }
+}
+
+/// The same, long before its lease ends.
+pub fn live(key: &FlowKey, directions: u64) -> FlowEntry {
+    flow_entry(key, directions, EPOCH, tick_in(Duration::from_secs(3600)))
 }
 
 /// Stands for the end of a lease that began just now.
 pub const FRESH: u64 = 1;
 
-/// The word of a flow that was learned just now.
-pub fn fresh(key: &FlowKey, directions: u64) -> FilterWord {
-    flow_word(key, directions, EPOCH, FRESH)
+/// The same, learned just now.
+pub fn fresh(key: &FlowKey, directions: u64) -> FlowEntry {
+    flow_entry(key, directions, EPOCH, FRESH)
 }
 
 /// Before any packet: two peers and two containers.
@@ -233,39 +257,44 @@ pub fn carried_flows() -> Maps {
     })
 }
 
-/// As [`warm`], with flows that one rule alone keeps from the fast path: an end outside the
-/// overlay, no container, no MAC headers, a host that is no peer, no word of the host.
+/// As [`warm`], with flows that one rule alone keeps from the fast path: a container that is none of
+/// ours or was never reached, a remote end that is behind no host.
 pub fn warm_with_traps() -> Maps {
     warm().but(|maps| {
-        let ends = [
-            (LOCAL, OUTSIDE),
-            (STRANGER, REMOTE),
-            (NEIGHBOUR, REMOTE),
-            (LOCAL, STRANGER),
-            (LOCAL, NEIGHBOUR),
-            (LOCAL, LOCAL),
-        ];
-        for ((local, remote), protocol) in ends.into_iter().flat_map(|ends| [(ends, 6), (ends, 17)])
-        {
-            let trap = FlowKey {
-                local: key(local),
-                remote: key(remote),
-                ..flow(protocol)
-            };
-            maps.flows.insert(trap, live(&trap, 3));
+        trap(maps, (STRANGER, REMOTE), |entry| {
+            entry.device = DeviceWord(0);
+            entry.mac = MacWord(0);
+        });
+        trap(maps, (NEIGHBOUR, REMOTE), |entry| entry.mac = MacWord(0));
+        for remote in [OUTSIDE, STRANGER, NEIGHBOUR, LOCAL] {
+            trap(maps, (LOCAL, remote), |entry| entry.host = HostWord(0));
         }
-        let word = HostWord::new(key(STRANGER), key(NO_PEER), EPOCH);
-        maps.addresses.insert(key(STRANGER), word);
     })
 }
 
-/// With a way to an address outside the overlay too. Only `egress` asks for the network: an address
-/// outside is never learned to be behind a host, which is what `ingress` asks for.
+/// With a way to an address outside the overlay too, and an end behind a host that is no peer. Only
+/// `egress` asks for the network and for the host: neither is ever learned, and `ingress` goes by what
+/// was learned.
 pub fn warm_with_a_way_out() -> Maps {
     warm_with_traps().but(|maps| {
-        let word = HostWord::new(key(OUTSIDE), key(PEER), EPOCH);
-        maps.addresses.insert(key(OUTSIDE), word);
+        trap(maps, (LOCAL, OUTSIDE), |_| ());
+        trap(maps, (LOCAL, STRANGER), |entry| {
+            entry.host = HostWord::new(key(STRANGER), key(NO_PEER), EPOCH);
+        });
     })
+}
+
+fn trap(maps: &mut Maps, ends: (Ipv4Addr, Ipv4Addr), edit: impl Fn(&mut FlowEntry)) {
+    for protocol in [6, 17] {
+        let flow = FlowKey {
+            local: key(ends.0),
+            remote: key(ends.1),
+            ..flow(protocol)
+        };
+        let mut entry = live(&flow, 3);
+        edit(&mut entry);
+        maps.flows.insert(flow, entry);
+    }
 }
 
 /// The remote container behind a host.

@@ -1,7 +1,9 @@
 //! `egress`: from a container.
 
 use oncache_abi::{
-    cache::{HostHeaders, LocalContainer, MacWord},
+    cache::{HostHeaders, HostWord, LocalContainer, MacWord},
+    entry::{DeviceWord, FlowEntry},
+    flow::FlowKey,
     reason::{
         Program,
         Reason::{self, *},
@@ -10,7 +12,7 @@ use oncache_abi::{
 
 use crate::{
     case::{Case, check},
-    program_bench::{Frame, flow_word, key, tick_in, world::*},
+    program_bench::{Frame, key, tick_in, world::*},
 };
 
 /// Offset of the IPv4 header, and of the header behind it.
@@ -150,24 +152,34 @@ fn short(frame: Frame, length: u8) -> Frame {
         .ip(IP, |ip| ip[2..4].copy_from_slice(&[0, length]))
 }
 
+/// A flow whose words are none of [`flow`]'s.
+fn other_flow() -> FlowKey {
+    let other = FlowKey {
+        local_port: 7,
+        ..flow(17)
+    };
+    assert_ne!(flow(17).wide_tag(), other.wide_tag());
+    other
+}
+
 fn uncached() -> Vec<Case> {
     let udp = flow(17);
     let miss = |name, reason| case(name, sent_udp(100)).misses(reason);
     let word = move |directions, epoch, after: i64| {
         let expiry = tick_in(std::time::Duration::ZERO).saturating_add_signed(after);
-        flow_word(&udp, directions, epoch, expiry)
+        flow_entry(&udp, directions, epoch, expiry)
     };
     let known = |name, reason: Reason, word| {
         miss(name, reason).given(|maps| {
             maps.flows.insert(flow(17), word);
         })
     };
-    let container = |name, local: LocalContainer| {
-        miss(name, ContainerUnlearned).given(|maps| {
-            maps.containers.insert(key(LOCAL), local);
-        })
+    let but = |name, reason: Reason, edit: fn(&mut FlowEntry)| {
+        let mut entry = flow_entry(&udp, 3, EPOCH, tick_in(LEASE));
+        edit(&mut entry);
+        known(name, reason, entry)
     };
-    let (live, stale) = (reachable(), EPOCH + 1);
+    let stale = EPOCH + 1;
     vec![
         miss("unknown flow", NoFlow).given(|maps| maps.flows.clear()),
         case("another source port", sent_udp(100).bytes(TRANSPORT, &[1])).misses(NoFlow),
@@ -185,7 +197,7 @@ fn uncached() -> Vec<Case> {
         known(
             "word of another flow",
             NoFlow,
-            flow_word(&flow(6), 3, EPOCH, tick_in(LEASE)),
+            flow_entry(&flow(6), 3, EPOCH, tick_in(LEASE)),
         ),
         known(
             "word of the epoch before",
@@ -206,28 +218,42 @@ fn uncached() -> Vec<Case> {
         known("only egress so far", OneWay, word(1, EPOCH, 1 << 20)),
         known("only ingress so far", OneWay, word(2, EPOCH, 1 << 20)),
         known("no direction", OneWay, word(0, EPOCH, 1 << 20)),
-        container("container never reached", LocalContainer::unlearned(DEVICE)),
-        container(
-            "container's MAC of another epoch",
-            LocalContainer {
-                destination: MacWord::new(LOCAL_MAC, stale),
-                ..live
-            },
-        ),
-        container(
-            "gateway's MAC of another epoch",
-            LocalContainer {
-                source: MacWord::new(GATEWAY_MAC, stale),
-                ..live
-            },
-        ),
-        miss("remote host unknown", NoHost).given(|maps| maps.addresses.clear()),
-        miss("remote host of another epoch", NoHost).given(|maps| {
-            maps.addresses.insert(key(REMOTE), host_word(REMOTE, stale));
+        but("container never reached", ContainerUnlearned, |entry| {
+            entry.device = DeviceWord(0);
+            entry.mac = MacWord(0);
         }),
-        miss("remote host of another container", NoHost).given(|maps| {
-            maps.addresses
-                .insert(key(REMOTE), host_word(NEIGHBOUR, EPOCH));
+        but("device of another epoch", ContainerUnlearned, |entry| {
+            entry.device = DeviceWord::new(&flow(17), DEVICE, EPOCH + 1);
+        }),
+        but("no MAC address", ContainerUnlearned, |entry| {
+            entry.mac = MacWord(0);
+        }),
+        but(
+            "MAC address of another epoch",
+            ContainerUnlearned,
+            |entry| {
+                entry.mac = flow_entry(&flow(17), 3, EPOCH + 1, 0).mac;
+            },
+        ),
+        // As if the element had been another flow's a moment ago.
+        but("device of another flow", ContainerUnlearned, |entry| {
+            entry.device = DeviceWord::new(&other_flow(), DEVICE, EPOCH);
+        }),
+        but("MAC address of another flow", ContainerUnlearned, |entry| {
+            entry.mac = flow_entry(&other_flow(), 3, EPOCH, 0).mac;
+        }),
+        but("host unknown", NoHost, |entry| entry.host = HostWord(0)),
+        but("host of another epoch", NoHost, |entry| {
+            entry.host = host_word(REMOTE, EPOCH + 1);
+        }),
+        but("host of another container", NoHost, |entry| {
+            entry.host = host_word(NEIGHBOUR, EPOCH);
+        }),
+        but("another MAC address learned", ContainerUnlearned, |entry| {
+            entry.mac.0 ^= 1;
+        }),
+        but("another device learned", ContainerUnlearned, |entry| {
+            entry.device = DeviceWord::new(&flow(17), NEIGHBOUR_DEVICE, EPOCH);
         }),
         miss("host no longer a peer", HostUnlearned).given(|maps| {
             maps.hosts.remove(&key(PEER));
@@ -267,6 +293,13 @@ fn uncached() -> Vec<Case> {
             maps.containers
                 .insert(key(LOCAL), LocalContainer::unlearned(DEVICE));
         }),
+        // A hit needs neither of these: its entry has what they had.
+        case("nothing but the flow and the headers", sent_udp(100))
+            .given(|maps| {
+                maps.addresses.clear();
+                maps.containers.clear();
+            })
+            .hits_the_wire(),
     ]
 }
 

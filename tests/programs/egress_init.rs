@@ -8,7 +8,7 @@ use oncache_abi::{
 
 use crate::{
     case::{Case, check},
-    program_bench::{Frame, Maps, flow_word, key, tick_in, world::*},
+    program_bench::{Frame, Maps, key, tick_in, world::*},
 };
 
 const IP: usize = 14;
@@ -91,7 +91,7 @@ fn way(maps: &mut Maps) {
 
 fn learned() -> Vec<Case> {
     let learns = |name: &str, frame| case(name, frame).refused(Learned);
-    let word = flow_word(&flow(17), 2, EPOCH, tick_in(2 * LEASE));
+    let word = flow_entry(&flow(17), 2, EPOCH, tick_in(2 * LEASE));
     vec![
         learns("first datagram", encapsulated_udp(100)).then(|maps| {
             way(maps);
@@ -122,15 +122,17 @@ fn learned() -> Vec<Case> {
             .then(|maps| {
                 way(maps);
                 // The lease is the first direction's still.
-                maps.flows
-                    .insert(flow(17), oncache_abi::flow::FilterWord(word.0 | 1));
+                maps.flows.insert(
+                    flow(17),
+                    flow_entry(&flow(17), 3, EPOCH, word.verdict.expiry()),
+                );
             }),
         learns("all is known", encapsulated_udp(1)).given(|maps| *maps = warm()),
         learns("lease over", encapsulated_udp(1))
             .given(|maps| {
                 *maps = warm();
                 maps.flows
-                    .insert(flow(17), flow_word(&flow(17), 3, EPOCH, 1000));
+                    .insert(flow(17), flow_entry(&flow(17), 3, EPOCH, 1000));
             })
             .then(|maps| {
                 maps.flows.insert(flow(17), fresh(&flow(17), 1));
@@ -138,7 +140,7 @@ fn learned() -> Vec<Case> {
         learns("all is of another epoch", encapsulated_udp(1))
             .given(|maps| {
                 *maps = warm();
-                let old = flow_word(&flow(17), 3, EPOCH - 1, tick_in(2 * LEASE));
+                let old = flow_entry(&flow(17), 3, EPOCH - 1, tick_in(2 * LEASE));
                 maps.flows.insert(flow(17), old);
                 maps.addresses
                     .insert(key(REMOTE), host_word(REMOTE, EPOCH - 1));
@@ -175,6 +177,11 @@ fn learned() -> Vec<Case> {
                     u32::from((u16::try_from(learned.ip_sum).expect("a sum").to_be() + 1).to_be());
                 maps.hosts.insert(key(OTHER_PEER), learned);
                 maps.addresses.insert(key(REMOTE), behind(OTHER_PEER));
+                for (flow, entry) in &mut maps.flows {
+                    if flow.protocol == 17 {
+                        entry.host = behind(OTHER_PEER);
+                    }
+                }
             }),
     ]
 }

@@ -27,7 +27,7 @@ fn of_the_next_epoch(maps: &Maps) -> usize {
     let flows = maps
         .flows
         .values()
-        .filter(|word| word.epoch() == low)
+        .filter(|word| word.verdict.epoch() == low)
         .count();
     let addresses = maps
         .addresses

@@ -1,7 +1,9 @@
 //! `ingress`: from the wire.
 
 use oncache_abi::{
-    cache::{LocalContainer, MacWord},
+    cache::{HostWord, MacWord},
+    entry::{DeviceWord, FlowEntry},
+    flow::FlowKey,
     reason::{
         Program,
         Reason::{self, *},
@@ -10,7 +12,7 @@ use oncache_abi::{
 
 use crate::{
     case::{Case, check},
-    program_bench::{Frame, flow_word, key, tick_in, world::*},
+    program_bench::{Frame, tick_in, world::*},
 };
 
 /// Offsets of the headers in a packet from the wire.
@@ -174,24 +176,34 @@ fn short(length: u8) -> Frame {
         .ip(IP, |ip| ip[2..4].copy_from_slice(&bytes(length + 50)))
 }
 
+/// A flow whose words are none of [`flow`]'s.
+fn other_flow() -> FlowKey {
+    let other = FlowKey {
+        local_port: 7,
+        ..flow(17)
+    };
+    assert_ne!(flow(17).wide_tag(), other.wide_tag());
+    other
+}
+
 fn uncached() -> Vec<Case> {
     let udp = flow(17);
     let miss = |name: &str, reason| case(name, arriving_udp(100)).misses(reason);
     let word = move |directions, epoch, after: i64| {
         let expiry = tick_in(std::time::Duration::ZERO).saturating_add_signed(after);
-        flow_word(&udp, directions, epoch, expiry)
+        flow_entry(&udp, directions, epoch, expiry)
     };
     let known = |name: &str, reason: Reason, word| {
         miss(name, reason).given(|maps| {
             maps.flows.insert(flow(17), word);
         })
     };
-    let container = |name: &str, local: LocalContainer| {
-        miss(name, ContainerUnlearned).given(|maps| {
-            maps.containers.insert(key(LOCAL), local);
-        })
+    let but = |name, reason: Reason, edit: fn(&mut FlowEntry)| {
+        let mut entry = flow_entry(&udp, 3, EPOCH, tick_in(LEASE));
+        edit(&mut entry);
+        known(name, reason, entry)
     };
-    let (live, stale) = (reachable(), EPOCH + 1);
+    let stale = EPOCH + 1;
     vec![
         miss("unknown flow", NoFlow).given(|maps| maps.flows.clear()),
         case(
@@ -214,7 +226,7 @@ fn uncached() -> Vec<Case> {
         known(
             "word of another flow",
             NoFlow,
-            flow_word(&flow(6), 3, EPOCH, tick_in(LEASE)),
+            flow_entry(&flow(6), 3, EPOCH, tick_in(LEASE)),
         ),
         known(
             "word of the epoch before",
@@ -235,31 +247,39 @@ fn uncached() -> Vec<Case> {
         known("only egress so far", OneWay, word(1, EPOCH, 1 << 20)),
         known("only ingress so far", OneWay, word(2, EPOCH, 1 << 20)),
         known("no direction", OneWay, word(0, EPOCH, 1 << 20)),
-        container("container never reached", LocalContainer::unlearned(DEVICE)),
-        container(
-            "container's MAC of another epoch",
-            LocalContainer {
-                destination: MacWord::new(LOCAL_MAC, stale),
-                ..live
+        but("container never reached", ContainerUnlearned, |entry| {
+            entry.device = DeviceWord(0);
+            entry.mac = MacWord(0);
+        }),
+        but("device of another epoch", ContainerUnlearned, |entry| {
+            entry.device = DeviceWord::new(&flow(17), DEVICE, EPOCH + 1);
+        }),
+        but("no MAC address", ContainerUnlearned, |entry| {
+            entry.mac = MacWord(0);
+        }),
+        but(
+            "MAC address of another epoch",
+            ContainerUnlearned,
+            |entry| {
+                entry.mac = flow_entry(&flow(17), 3, EPOCH + 1, 0).mac;
             },
         ),
-        container(
-            "gateway's MAC of another epoch",
-            LocalContainer {
-                source: MacWord::new(GATEWAY_MAC, stale),
-                ..live
-            },
-        ),
-        miss("sender's host unknown", NoHost).given(|maps| maps.addresses.clear()),
-        miss("sender's host of another epoch", NoHost).given(|maps| {
-            maps.addresses.insert(key(REMOTE), host_word(REMOTE, stale));
+        // As if the element had been another flow's a moment ago.
+        but("device of another flow", ContainerUnlearned, |entry| {
+            entry.device = DeviceWord::new(&other_flow(), DEVICE, EPOCH);
         }),
-        miss("sender's host of another container", NoHost).given(|maps| {
-            maps.addresses
-                .insert(key(REMOTE), host_word(NEIGHBOUR, EPOCH));
+        but("MAC address of another flow", ContainerUnlearned, |entry| {
+            entry.mac = flow_entry(&other_flow(), 3, EPOCH, 0).mac;
         }),
-        miss("sender behind another peer", WrongHost).given(|maps| {
-            maps.addresses.insert(key(REMOTE), behind(OTHER_PEER));
+        but("host unknown", NoHost, |entry| entry.host = HostWord(0)),
+        but("host of another epoch", NoHost, |entry| {
+            entry.host = host_word(REMOTE, EPOCH + 1);
+        }),
+        but("host of another container", NoHost, |entry| {
+            entry.host = host_word(NEIGHBOUR, EPOCH);
+        }),
+        but("sender behind another peer", WrongHost, |entry| {
+            entry.host = behind(OTHER_PEER);
         }),
         case("from another peer", outer(|ip| ip[15] = 13)).misses(WrongHost),
     ]

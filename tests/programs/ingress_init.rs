@@ -8,7 +8,7 @@ use oncache_abi::{
 
 use crate::{
     case::{Case, check},
-    program_bench::{Frame, flow_word, key, tick_in, world::*},
+    program_bench::{Frame, key, tick_in, world::*},
 };
 
 const IP: usize = 14;
@@ -73,7 +73,7 @@ fn unproven() -> Vec<Case> {
 
 fn learned() -> Vec<Case> {
     let learns = |name: &str, frame| case(name, frame).refused(Learned);
-    let word = flow_word(&flow(17), 1, EPOCH, tick_in(2 * LEASE));
+    let word = flow_entry(&flow(17), 1, EPOCH, tick_in(2 * LEASE));
     vec![
         learns("first datagram", delivered_udp(100)).then(|maps| {
             maps.containers.insert(key(LOCAL), reachable());
@@ -90,15 +90,17 @@ fn learned() -> Vec<Case> {
             .then(|maps| {
                 maps.containers.insert(key(LOCAL), reachable());
                 // The lease is the first direction's still.
-                maps.flows
-                    .insert(flow(17), oncache_abi::flow::FilterWord(word.0 | 2));
+                maps.flows.insert(
+                    flow(17),
+                    flow_entry(&flow(17), 3, EPOCH, word.verdict.expiry()),
+                );
             }),
         learns("all is known", delivered_udp(1)).given(|maps| *maps = warm()),
         learns("lease over", delivered_udp(1))
             .given(|maps| {
                 *maps = warm();
                 maps.flows
-                    .insert(flow(17), flow_word(&flow(17), 3, EPOCH, 1000));
+                    .insert(flow(17), flow_entry(&flow(17), 3, EPOCH, 1000));
             })
             .then(|maps| {
                 maps.flows.insert(flow(17), fresh(&flow(17), 2));
@@ -106,7 +108,7 @@ fn learned() -> Vec<Case> {
         learns("all is of another epoch", delivered_udp(1))
             .given(|maps| {
                 *maps = warm();
-                let old = flow_word(&flow(17), 3, EPOCH - 1, tick_in(2 * LEASE));
+                let old = flow_entry(&flow(17), 3, EPOCH - 1, tick_in(2 * LEASE));
                 maps.flows.insert(flow(17), old);
                 let mac = |mac| MacWord::new(mac, EPOCH - 1);
                 let (destination, source) = (mac(LOCAL_MAC), mac(GATEWAY_MAC));
@@ -128,6 +130,8 @@ fn learned() -> Vec<Case> {
             .then(|maps| {
                 let [a, b, c, d, e, _] = LOCAL_MAC;
                 let destination = MacWord::new([a, b, c, d, e, 77], EPOCH);
+                let entry = maps.flows.get_mut(&flow(17)).expect("a warm flow");
+                entry.mac.0 = entry.mac.0 & !(0xff << 40) | 77 << 40;
                 maps.containers.insert(
                     key(LOCAL),
                     LocalContainer {

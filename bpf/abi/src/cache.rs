@@ -113,7 +113,13 @@ impl MacWord {
     /// is zero, which is no station's.
     #[inline(always)]
     pub const fn is_current(self, epoch: u32) -> bool {
-        self.0 >> 48 == epoch as u64 & 0xffff && self.0 & 0xffff_ffff_ffff != 0
+        self.0 >> 48 == epoch as u64 & 0xffff && self.bits() != 0
+    }
+
+    /// The address in the low 48 bits, first byte lowest.
+    #[inline(always)]
+    pub const fn bits(self) -> u64 {
+        self.0 & 0xffff_ffff_ffff
     }
 
     /// The address, in frame byte order.

@@ -26,10 +26,21 @@ impl FlowKey {
     /// Ten bits folded from the key, carried in its word (see [`FilterWord`]).
     #[inline(always)]
     pub const fn tag(&self) -> u64 {
+        (self.mixed() >> 22) as u64
+    }
+
+    /// Sixteen bits folded from the key, for the words that have room for them (see
+    /// [`crate::entry::FlowEntry`]).
+    #[inline(always)]
+    pub const fn wide_tag(&self) -> u64 {
+        (self.mixed() >> 16) as u64
+    }
+
+    #[inline(always)]
+    const fn mixed(&self) -> u32 {
         let ports = ((self.local_port as u32) << 16) | self.remote_port as u32;
-        let mixed = (self.local ^ self.remote.rotate_left(16) ^ ports ^ self.protocol as u32)
-            .wrapping_mul(0x9e37_79b1);
-        (mixed >> 22) as u64
+        (self.local ^ self.remote.rotate_left(16) ^ ports ^ self.protocol as u32)
+            .wrapping_mul(0x9e37_79b1)
     }
 }
 

@@ -10,6 +10,7 @@
 pub mod admission;
 pub mod cache;
 pub mod checksum;
+pub mod entry;
 pub mod flow;
 pub mod headers;
 pub mod mark;

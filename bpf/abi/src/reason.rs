@@ -136,6 +136,24 @@ reasons! {
     Crowded = "crowded",
 }
 
+impl Reason {
+    /// Whether the caches alone were missing for the packet, so that it may be learned from.
+    #[inline(always)]
+    pub const fn is_miss(self) -> bool {
+        matches!(
+            self,
+            Self::NoFlow
+                | Self::OneWay
+                | Self::StaleEpoch
+                | Self::LeaseExpired
+                | Self::ContainerUnlearned
+                | Self::NoHost
+                | Self::HostUnlearned
+                | Self::WrongHost
+        )
+    }
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;

@@ -1,0 +1,277 @@
+//! An entry of the filter cache: all that the programs need of a flow, found by one look-up.
+
+use crate::{
+    cache::{HostWord, MacWord},
+    flow::{EGRESS, FilterWord, FlowKey, INGRESS, Verdict},
+    plain_data,
+};
+
+/// The host-side device of a flow's local container, in one word.
+///
+/// | bits | meaning |
+/// | --- | --- |
+/// | 0-31 | ifindex |
+/// | 32-47 | low 16 bits of the epoch it was learned in |
+/// | 48-63 | wide tag of the flow's key |
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceWord(pub u64);
+
+impl DeviceWord {
+    /// The word of a flow whose container is behind `ifindex`, learned in `epoch`.
+    #[inline(always)]
+    pub const fn new(key: &FlowKey, ifindex: u32, epoch: u32) -> Self {
+        Self(ifindex as u64 | (epoch as u64 & 0xffff) << 32 | key.wide_tag() << 48)
+    }
+
+    /// The ifindex, if the word was written for `key` in `epoch`.
+    #[inline(always)]
+    pub const fn ifindex(self, key: &FlowKey, epoch: u32) -> Option<u32> {
+        let ifindex = self.0 as u32;
+        if self.0 ^ ifindex as u64 == Self::new(key, 0, epoch).0 && ifindex != 0 {
+            Some(ifindex)
+        } else {
+            None
+        }
+    }
+}
+
+/// What the filter cache holds of a flow: whether it may pass, and how.
+///
+/// Four words, each whole whenever it is read or written and each with marks of its own of the key
+/// and the epoch it was written for, for the reason given at [`FilterWord`]: an element of an LRU
+/// hash may be given to another key while it is read, and what is read then is part one flow's, part
+/// another's. A word of another flow, or of another epoch, counts as not there.
+///
+/// Invariants:
+/// - The verdict allows the direction from the container only if `host` was learned with it, and the
+///   one to it only if `device` and `mac` were.
+/// - What is learned anew starts from nothing: no word outlives the lease or the epoch of the verdict
+///   that it was learned with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowEntry {
+    /// Whether the flow may pass.
+    pub verdict: FilterWord,
+    /// The host that the remote container is behind.
+    pub host: HostWord,
+    /// The device of the local container.
+    pub device: DeviceWord,
+    /// The local container's MAC address: as [`MacWord`], with the key's wide tag over the epoch.
+    pub mac: MacWord,
+}
+
+plain_data!(DeviceWord, FlowEntry);
+
+/// The way to the local container of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalEnd {
+    /// Host-side device.
+    pub ifindex: u32,
+    /// MAC address in the low 48 bits, first byte lowest.
+    pub mac: u64,
+}
+
+impl FlowEntry {
+    /// The host that the remote container is behind, network byte order; none if this is not known
+    /// of this flow in `epoch`.
+    #[inline(always)]
+    pub const fn host(&self, key: &FlowKey, epoch: u32) -> Option<u32> {
+        self.host.host(key.remote, epoch)
+    }
+
+    /// The way to the local container; none if this is not known of this flow in `epoch`.
+    #[inline(always)]
+    pub const fn local(&self, key: &FlowKey, epoch: u32) -> Option<LocalEnd> {
+        let Some(ifindex) = self.device.ifindex(key, epoch) else {
+            return None;
+        };
+        let mac = self.mac.bits();
+        if self.mac.0 >> 48 != Self::seal(key, epoch) || mac == 0 {
+            return None;
+        }
+        Some(LocalEnd { ifindex, mac })
+    }
+
+    const fn seal(key: &FlowKey, epoch: u32) -> u64 {
+        (epoch as u64 ^ key.wide_tag()) & 0xffff
+    }
+
+    /// The entry after the slow path passed a packet of `key` to the host `host`.
+    #[inline(always)]
+    pub const fn learn_egress(
+        old: Option<Self>,
+        key: &FlowKey,
+        host: u32,
+        now: u64,
+        lease: u64,
+        epoch: u32,
+    ) -> Self {
+        Self {
+            host: HostWord::new(key.remote, host, epoch),
+            ..Self::learn(old, key, EGRESS, now, lease, epoch)
+        }
+    }
+
+    /// The entry after the slow path delivered a packet of `key` to the container at `mac` (frame
+    /// byte order) behind the device `ifindex`.
+    #[inline(always)]
+    pub const fn learn_ingress(
+        old: Option<Self>,
+        key: &FlowKey,
+        (ifindex, mac): (u32, [u8; 6]),
+        now: u64,
+        lease: u64,
+        epoch: u32,
+    ) -> Self {
+        let mac = MacWord::new(mac, 0).0 | Self::seal(key, epoch) << 48;
+        Self {
+            device: DeviceWord::new(key, ifindex, epoch),
+            mac: MacWord(mac),
+            ..Self::learn(old, key, INGRESS, now, lease, epoch)
+        }
+    }
+
+    const fn learn(
+        old: Option<Self>,
+        key: &FlowKey,
+        direction: u64,
+        now: u64,
+        lease: u64,
+        epoch: u32,
+    ) -> Self {
+        if let Some(old) = old
+            && matches!(
+                old.verdict.judge(key, now, epoch),
+                Verdict::OneWay | Verdict::Fast
+            )
+        {
+            let verdict = FilterWord::learn(Some(old.verdict), key, direction, now, lease, epoch);
+            return Self { verdict, ..old };
+        }
+        Self {
+            verdict: FilterWord::learn(None, key, direction, now, lease, epoch),
+            host: HostWord(0),
+            device: DeviceWord(0),
+            mac: MacWord(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: FlowKey = FlowKey {
+        local: 0x0201_2a0a,
+        remote: 0x0302_2a0a,
+        local_port: 0x5000,
+        remote_port: 0x9c40,
+        protocol: 6,
+        reserved: [0; 3],
+    };
+    const OTHER: FlowKey = FlowKey {
+        local_port: 0x5100,
+        ..KEY
+    };
+    const MAC: [u8; 6] = [2, 3, 4, 5, 6, 7];
+    const HOST: u32 = 0x0c32_a8c0;
+
+    fn out(old: Option<FlowEntry>, now: u64, epoch: u32) -> FlowEntry {
+        FlowEntry::learn_egress(old, &KEY, HOST, now, 100, epoch)
+    }
+
+    fn delivered(old: Option<FlowEntry>, now: u64, epoch: u32) -> FlowEntry {
+        FlowEntry::learn_ingress(old, &KEY, (9, MAC), now, 100, epoch)
+    }
+
+    #[test]
+    fn an_entry_is_four_words_without_padding() {
+        assert_eq!(size_of::<FlowEntry>(), 32);
+    }
+
+    #[test]
+    fn each_direction_teaches_its_own() {
+        let entry = out(None, 1000, 7);
+        assert_eq!(entry.host(&KEY, 7), Some(HOST));
+        assert_eq!(entry.local(&KEY, 7), None);
+        assert_eq!(entry.verdict.judge(&KEY, 1000, 7), Verdict::OneWay);
+        let entry = delivered(Some(entry), 1001, 7);
+        let mac = 0x0706_0504_0302;
+        assert_eq!(entry.host(&KEY, 7), Some(HOST));
+        assert_eq!(entry.local(&KEY, 7), Some(LocalEnd { ifindex: 9, mac }));
+        assert_eq!(entry.verdict.judge(&KEY, 1001, 7), Verdict::Fast);
+    }
+
+    #[test]
+    fn nothing_is_known_of_another_flow_or_in_another_epoch() {
+        assert_ne!(KEY.wide_tag(), OTHER.wide_tag());
+        let entry = delivered(Some(out(None, 1000, 7)), 1000, 7);
+        assert_eq!(entry.local(&OTHER, 7), None);
+        assert_eq!((entry.host(&KEY, 8), entry.local(&KEY, 8)), (None, None));
+        let elsewhere = FlowKey {
+            remote: 0x0402_2a0a,
+            ..KEY
+        };
+        assert_eq!(entry.host(&elsewhere, 7), None);
+    }
+
+    /// As if the element had been given to another flow while it was read.
+    #[test]
+    fn no_word_of_another_flow_counts() {
+        let own = delivered(Some(out(None, 1000, 7)), 1000, 7);
+        let other = FlowEntry::learn_ingress(None, &OTHER, (10, MAC), 1000, 100, 7);
+        let torn = FlowEntry {
+            mac: other.mac,
+            ..own
+        };
+        assert_eq!(torn.local(&KEY, 7), None);
+        let torn = FlowEntry {
+            device: other.device,
+            ..own
+        };
+        assert_eq!(torn.local(&KEY, 7), None);
+    }
+
+    #[test]
+    fn what_is_learned_anew_starts_from_nothing() {
+        let entry = delivered(Some(out(None, 1000, 7)), 1001, 7);
+        // The lease is over: the way in has to show itself again.
+        let renewed = out(Some(entry), 1100, 7);
+        assert_eq!(renewed.local(&KEY, 7), None);
+        assert_eq!(renewed.verdict.directions(), EGRESS);
+        // And in another epoch.
+        let renewed = delivered(Some(entry), 1050, 8);
+        assert_eq!(renewed.host(&KEY, 8), None);
+        assert_eq!(renewed.verdict.directions(), INGRESS);
+    }
+
+    #[test]
+    fn a_host_that_changes_is_replaced() {
+        let entry = delivered(Some(out(None, 1000, 7)), 1001, 7);
+        let moved = FlowEntry::learn_egress(Some(entry), &KEY, HOST + 1, 1002, 100, 7);
+        assert_eq!(moved.host(&KEY, 7), Some(HOST + 1));
+        assert_eq!(moved.local(&KEY, 7), entry.local(&KEY, 7));
+    }
+
+    #[test]
+    fn nothing_learned_is_nothing_known() {
+        // A key whose tag is zero, in an epoch whose low bits are: all that a word of zeros says.
+        let blank = FlowKey {
+            local: 0,
+            remote: 0,
+            local_port: 0,
+            remote_port: 0,
+            protocol: 0,
+            reserved: [0; 3],
+        };
+        assert_eq!(blank.wide_tag(), 0);
+        let empty = FlowEntry {
+            verdict: FilterWord(0),
+            host: HostWord(0),
+            device: DeviceWord(0),
+            mac: MacWord(0),
+        };
+        assert_eq!(empty.local(&blank, 0x1_0000), None);
+    }
+}
