@@ -12,6 +12,7 @@ pub mod control;
 pub mod daemon;
 pub mod datapath;
 pub mod log;
+pub mod memory;
 pub mod netlink;
 pub mod overlay;
 pub mod policy;

@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::{control, control::client::Client, daemon};
+use crate::{control, control::client::Client, daemon, memory};
 
 /// A container overlay network with a cache-based eBPF fast path.
 #[derive(Debug, Parser)]
@@ -74,6 +74,9 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if matches!(arguments.command, Command::Run(_)) {
+        memory::be_frugal();
+    }
     match run_command(arguments) {
         Ok(code) => code,
         Err(error) => {

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use super::{
     DaemonError,
@@ -30,6 +30,9 @@ use crate::{
     },
     state::{State, Store},
 };
+
+/// How many changes of one comparison are logged singly.
+const STEPS_LOGGED: usize = 100;
 
 /// What the daemon knows and holds.
 pub struct Node {
@@ -226,12 +229,24 @@ impl Node {
             Ok(done) => (done, None),
             Err(mut failure) => (std::mem::take(&mut failure.done), Some(failure)),
         };
-        for step in &done {
-            info!("{step}");
+        for (number, step) in done.iter().enumerate() {
+            // Of thousands of peers each would be three lines.
+            if number < STEPS_LOGGED {
+                info!("{step}");
+            } else {
+                debug!("{step}");
+            }
             if self.state.tcp_be_liberal.is_none() {
                 self.state.tcp_be_liberal = step.previous_tcp_be_liberal();
                 self.store.save(&self.state)?;
             }
+        }
+        if let Some(more) = done
+            .len()
+            .checked_sub(STEPS_LOGGED)
+            .filter(|more| *more > 0)
+        {
+            info!("and {more} more changes to the overlay; log.level = \"debug\" shows them all");
         }
         self.invalidator.set_scope(self.scope().await?);
         match failure {

@@ -9,6 +9,7 @@ use crate::{
     coherence::Cause,
     config::Rule,
     control::api::{Applied, Policy, PolicyRule},
+    netlink::ruleset_generation,
     overlay::names::BRIDGE,
     policy::{
         compile::{SameHost, UNJUDGED},
@@ -24,6 +25,19 @@ pub(super) struct PolicyTables {
     same_host: Option<SameHost>,
     /// There are none, as long as there are no rules.
     none: bool,
+    /// The last comparison that found nothing to do.
+    settled: Option<Settled>,
+}
+
+/// What was compared and found the same. As long as the ruleset is of that generation, and the same
+/// is wanted, it still is: nft takes half a second to list a thousand rules.
+#[derive(Debug, PartialEq)]
+struct Settled {
+    /// The ruleset's, read before it was listed.
+    generation: u32,
+    rules: Vec<Placed>,
+    locals: Locals,
+    same_host: SameHost,
 }
 
 impl Node {
@@ -51,6 +65,7 @@ impl Node {
         if rules.is_empty() {
             return self.remove_policy().await;
         }
+        let count = rules.len();
         let same_host = match self.policy_tables.same_host {
             Some(same_host) => same_host,
             None => kernel::same_host().await?,
@@ -64,10 +79,35 @@ impl Node {
             self.netlink.set_bridge_netfilter(BRIDGE, true).await?;
             changed = true;
         }
-        changed |= kernel::reconcile(&rules, &self.locals(), same_host).await?;
+        changed |= self.compare_policy(rules, same_host).await?;
         if changed {
-            info!("policy: {} rules in force", rules.len());
+            info!("policy: {count} rules in force");
         }
+        Ok(changed)
+    }
+
+    async fn compare_policy(
+        &mut self,
+        rules: Vec<Placed>,
+        same_host: SameHost,
+    ) -> Result<bool, DaemonError> {
+        let locals = self.locals();
+        let Some(generation) = ruleset_generation() else {
+            return Ok(kernel::reconcile(&rules, &locals, same_host).await?);
+        };
+        let now = Settled {
+            generation,
+            rules,
+            locals,
+            same_host,
+        };
+        if self.policy_tables.settled.as_ref() == Some(&now) {
+            return Ok(false);
+        }
+        self.policy_tables.settled = None;
+        let changed = kernel::reconcile(&now.rules, &now.locals, same_host).await?;
+        // What was changed is looked at once more: nft may have been told otherwise meanwhile.
+        self.policy_tables.settled = (!changed).then_some(now);
         Ok(changed)
     }
 
@@ -80,6 +120,7 @@ impl Node {
             self.netlink.set_bridge_netfilter(BRIDGE, false).await?;
         }
         self.policy_tables.none = true;
+        self.policy_tables.settled = None;
         if changed {
             info!("policy: no rules any more");
         }

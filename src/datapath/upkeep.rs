@@ -10,7 +10,7 @@ use oncache_abi::{
 
 use super::{
     Datapath, DatapathError,
-    caches::{address, entries, key, keys},
+    caches::{address, chosen_keys, entries, found, key, keys},
     clock, map_error,
 };
 
@@ -99,12 +99,10 @@ impl Datapath {
     /// program enters meanwhile, from a host that it had looked up before, is of an epoch that ends
     /// with the call.
     fn forget_behind(&mut self, hosts: &HashSet<u32>) -> Result<(), DatapathError> {
-        let flows: HashSet<FlowKey> = entries(&self.filter)
-            .into_iter()
-            .filter(|(_, entry)| hosts.contains(&entry.host.address()))
-            .map(|(flow, _)| flow)
-            .collect();
-        self.remove_flows(|flow| flows.contains(flow))?;
+        let flows = found(&self.filter, |flow, entry| {
+            hosts.contains(&entry.host.address()).then_some(flow)
+        });
+        self.remove_all(flows)?;
         for (ip, word) in entries(&self.egress_ip) {
             if hosts.contains(&word.address()) {
                 remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
@@ -154,15 +152,12 @@ impl Datapath {
         // learned again.
         let epoch = self.settings()?.epoch;
         self.sweep_words(epoch)?;
-        let dead: HashSet<FlowKey> = entries(&self.filter)
-            .into_iter()
-            .filter(|(_, entry)| {
-                let word = entry.verdict;
-                u32::from(word.epoch()) != epoch & 0xffff || word.expiry() + grace < now
-            })
-            .map(|(flow, _)| flow)
-            .collect();
-        let removed = self.remove_flows(|flow| dead.contains(flow))?;
+        let dead = found(&self.filter, |flow, entry| {
+            let word = entry.verdict;
+            let dead = u32::from(word.epoch()) != epoch & 0xffff || word.expiry() + grace < now;
+            dead.then_some(flow)
+        });
+        let removed = self.remove_all(dead)?;
         self.sweep_egress()?;
         Ok(removed)
     }
@@ -186,8 +181,13 @@ impl Datapath {
     }
 
     fn remove_flows(&mut self, chosen: impl Fn(&FlowKey) -> bool) -> Result<usize, DatapathError> {
+        let flows = chosen_keys(&self.filter, chosen);
+        self.remove_all(flows)
+    }
+
+    fn remove_all(&mut self, flows: HashSet<FlowKey>) -> Result<usize, DatapathError> {
         let mut removed = 0;
-        for flow in keys(&self.filter).into_iter().filter(|flow| chosen(flow)) {
+        for flow in flows {
             match remove_key(&mut self.filter, &flow, "FILTER") {
                 Ok(was_there) => removed += usize::from(was_there),
                 Err(error) => {
@@ -203,10 +203,9 @@ impl Datapath {
     /// Removes egress addresses that no flow goes to, and what was learned of hosts that no address
     /// is behind and no flow goes to.
     fn sweep_egress(&mut self) -> Result<(), DatapathError> {
-        let flows = entries(&self.filter);
-        let remotes: HashSet<u32> = flows.keys().map(|flow| flow.remote).collect();
+        let remotes = found(&self.filter, |flow: FlowKey, _| Some(flow.remote));
         // An address may have had to give way to others while its flows go on.
-        let mut hosts: HashSet<u32> = flows.values().map(|entry| entry.host.address()).collect();
+        let mut hosts = found(&self.filter, |_, entry| Some(entry.host.address()));
         for (ip, word) in entries(&self.egress_ip) {
             if remotes.contains(&ip) {
                 hosts.insert(word.address());

@@ -37,7 +37,7 @@ const HEADER: usize = 16;
 /// Family of IPv4 (include/linux/socket.h).
 const AF_INET: u8 = 2;
 /// Length of `struct nfgenmsg`.
-const FAMILY_HEADER: usize = 4;
+pub(super) const FAMILY_HEADER: usize = 4;
 
 /// Forgets every IPv4 connection from or to `address` in the calling thread's network namespace,
 /// with all that netfilter has concluded of it. A packet of one of them that comes later is new.
@@ -159,8 +159,8 @@ fn refused(operation: String, errno: Errno) -> NetlinkError {
     }
 }
 
-/// A whole netlink message of ctnetlink's for IPv4.
-fn message(kind: u16, flags: u16, sequence: u32, attributes: &[u8]) -> Vec<u8> {
+/// A whole netlink message of netfilter's for IPv4.
+pub(super) fn message(kind: u16, flags: u16, sequence: u32, attributes: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER + FAMILY_HEADER + attributes.len()).unwrap_or(u32::MAX);
     let mut bytes = length.to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
@@ -175,7 +175,7 @@ fn message(kind: u16, flags: u16, sequence: u32, attributes: &[u8]) -> Vec<u8> {
 }
 
 /// An attribute with its padding.
-fn attribute_of(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(super) fn attribute_of(kind: u16, value: &[u8]) -> Vec<u8> {
     let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
     let mut bytes = length.to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
@@ -185,7 +185,7 @@ fn attribute_of(kind: u16, value: &[u8]) -> Vec<u8> {
 }
 
 /// Type and body of each message of a datagram.
-fn messages(mut datagram: &[u8]) -> Vec<(u16, &[u8])> {
+pub(super) fn messages(mut datagram: &[u8]) -> Vec<(u16, &[u8])> {
     let mut messages = Vec::new();
     while let Some((header, _)) = datagram.split_first_chunk::<HEADER>() {
         let [a, b, c, d, kind, kind_high, ..] = *header;
@@ -201,7 +201,7 @@ fn messages(mut datagram: &[u8]) -> Vec<(u16, &[u8])> {
     messages
 }
 
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     NlasIterator::new(bytes)
         .map_while(Result::ok)
         .map(|attribute| (attribute.kind() & NUMBER, attribute.into_inner()))

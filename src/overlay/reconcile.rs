@@ -74,6 +74,7 @@ pub async fn reconcile(
             return Err(ReconcileErrors { done, failures });
         }
     };
+    let mut devices = Devices::default();
     for mut step in steps {
         let founds_others = matches!(
             step,
@@ -82,7 +83,11 @@ pub async fn reconcile(
                 | Step::CreateVxlan(_)
                 | Step::CreateRoom(_)
         );
-        match apply(netlink, sysctls, wanted, &mut step).await {
+        let applied = apply(netlink, sysctls, wanted, &mut devices, &mut step).await;
+        if founds_others || applied.is_err() {
+            devices = Devices::default();
+        }
+        match applied {
             Ok(()) => done.push(step),
             Err(error) => {
                 failures.push(error);
@@ -188,13 +193,30 @@ fn settings(
     Ok(present)
 }
 
+/// Our devices' interface indices as far as they were asked for: thousands of steps are about the
+/// same two devices. Forgotten when a device is made or removed, and when a step fails.
+#[derive(Debug, Default)]
+struct Devices(HashMap<Device, u32>);
+
+impl Devices {
+    async fn index(&mut self, netlink: &Netlink, device: Device) -> Result<u32, NetlinkError> {
+        if let Some(index) = self.0.get(&device) {
+            return Ok(*index);
+        }
+        let index = netlink.index_of(device.name()).await?;
+        self.0.insert(device, index);
+        Ok(index)
+    }
+}
+
 async fn apply(
     netlink: &Netlink,
     sysctls: &Sysctls,
     wanted: &WantedOverlay,
+    devices: &mut Devices,
     step: &mut Step,
 ) -> Result<(), OverlayError> {
-    let index = |device: Device| netlink.index_of(device.name());
+    let mut index = async |device: Device| devices.index(netlink, device).await;
     match step {
         Step::DeleteDevice(device) => {
             let deleted = netlink.delete_link(index(*device).await?).await;
