@@ -1,7 +1,7 @@
 # `make help` lists what can be made. .ci/ holds the longer recipes.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test fuzz bench bench-quick vmtest nix-check repro clean
+.PHONY: help setup build demo test fuzz bench bench-quick bench-sweep bench-applications vmtest nix-check repro clean
 
 # Debian's cargo, which setup installs, is for the eBPF programs alone: see build.rs.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
@@ -30,13 +30,22 @@ fuzz: setup ## a million packets by both paths, and past the programs (as root)
 BENCH := CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),$(CURDIR)/target) \
 	cargo run --quiet --release --locked --manifest-path benches/Cargo.toml --
 
-bench: setup ## measure against overlay, host and floor; writes docs/benchmarks.md (as root, half an hour)
+bench: setup ## measure against overlay, host and floor; writes docs/benchmarks.md (as root, 25 minutes)
 	cargo build --release --locked
 	@$(BENCH) --document --json docs/benchmarks.json
 
 bench-quick: setup ## the same, short: hit ratios and sanity, not times (as root, a minute once built)
 	cargo build --release --locked
 	@$(BENCH) --quick
+
+bench-sweep: setup ## the same with ever more flows, peers and containers (as root, six minutes)
+	cargo build --release --locked
+	@$(BENCH) --sweep flows,peers,containers --document --json docs/benchmarks-sweeps.json
+
+bench-applications: setup ## memcached, PostgreSQL and nginx, which it installs (as root, eight minutes)
+	@.ci/setup-applications
+	cargo build --release --locked
+	@$(BENCH) --applications --document --json docs/benchmarks-applications.json
 
 vmtest: setup build ## run the scenarios on virtual machines (as root; SCENARIO=... for some of them)
 	@cd vmtests && python3 -m runner $(SCENARIO)

@@ -3,6 +3,7 @@
 use std::{fs, process::Command};
 
 use crate::{
+    applications::{self, COST},
     column::Wire,
     metric::{self, Row},
     plot,
@@ -16,6 +17,7 @@ const END: &str = "<!-- end of figures -->\n";
 
 /// The marks that begin a section.
 const FIGURES: &str = "<!-- figures: made by `make bench` -->\n";
+const APPLICATIONS: &str = "<!-- figures: made by `make bench-applications` -->\n";
 const SWEEPS: &str = "<!-- figures: made by `make bench-sweep` -->\n";
 
 /// Writes the figures into the document, and one plot for each kind of wire.
@@ -50,6 +52,19 @@ pub fn update_sweeps(all: &[(Sweep, Vec<Row>)], effort: Effort) -> Result<(), St
         figures += &markdown(&table::turned(&metric::table(&[name], rows)));
     }
     replace(SWEEPS, &figures)
+}
+
+/// The same of the applications.
+pub fn update_applications(heads: &[&str], rows: &[Row], effort: Effort) -> Result<(), String> {
+    let mut figures = machine(effort);
+    let plot = "benchmarks-applications.svg";
+    let title = "CPU a request, server and client and all between them";
+    write(&format!("docs/{plot}"), &plot::by_head(rows, COST, title))?;
+    figures += &format!("\n![Applications]({plot})\n\n");
+    figures += &markdown(&metric::table(heads, rows));
+    figures += "\noncache divided by the others; more is better of rates, less of the rest:\n\n";
+    figures += &markdown(&applications::ratios(rows));
+    replace(APPLICATIONS, &figures)
 }
 
 /// Replaces what is between a section's mark and the end of figures.

@@ -1,7 +1,8 @@
 //! Measures oncache against the bare host, the host's firewall, the plain overlay and the limit of a
-//! design with veth devices: `make bench`, `make bench-quick`; and what more flows, peers and
-//! containers cost: `make bench-sweep`. docs/benchmarks.md says how to read it.
+//! design with veth devices: `make bench`, `make bench-quick`; what more flows, peers and containers
+//! cost: `make bench-sweep`; and applications: `make bench-applications`. docs/benchmarks.md says how to read it.
 
+mod applications;
 mod column;
 mod cpu;
 mod daemon;
@@ -69,6 +70,9 @@ struct Arguments {
     /// Instead: the same with ever more flows, peers or containers.
     #[arg(long, value_enum, value_delimiter = ',')]
     sweep: Vec<Sweep>,
+    /// Instead: memcached, PostgreSQL and nginx.
+    #[arg(long, conflicts_with = "sweep")]
+    applications: bool,
     /// How far sweeps go.
     #[arg(long, default_value_t = 1_000_000)]
     most: u32,
@@ -82,7 +86,9 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = if arguments.sweep.is_empty() {
+    let outcome = if arguments.applications {
+        applications(&arguments)
+    } else if arguments.sweep.is_empty() {
         bench(&arguments)
     } else {
         sweeps(&arguments)
@@ -143,6 +149,34 @@ fn sweeps(arguments: &Arguments) -> Result<(), String> {
     }
     Ok(())
 }
+
+fn applications(arguments: &Arguments) -> Result<(), String> {
+    built(arguments)?;
+    let mut columns = chosen_columns(arguments)?;
+    if arguments.columns.is_empty() {
+        columns.retain(applications::usual);
+    }
+    let mut effort = effort(arguments);
+    // A client's own clock counts in seconds.
+    effort.time = effort.time.max(Duration::from_secs(APPLICATION_SECONDS));
+    let rows = applications::run(&columns, effort)?;
+    let heads = ["application", "column"];
+    println!("\nMedian (least-greatest) of {} rounds.\n", effort.rounds);
+    print!("{}", aligned(&metric::table(&heads, &rows)));
+    println!("\noncache divided by the others; more is better of rates, less of the rest.\n");
+    print!("{}", aligned(&applications::ratios(&rows)));
+    if let Some(path) = &arguments.json {
+        let whole = [("applications".to_owned(), metric::json(&heads, &rows))];
+        write_json(path, whole.into_iter().collect())?;
+    }
+    if arguments.document {
+        document::update_applications(&heads, &rows, effort)?;
+    }
+    Ok(())
+}
+
+/// The least time that an application is measured a round.
+const APPLICATION_SECONDS: u64 = 2;
 
 fn write_json(
     path: &Path,

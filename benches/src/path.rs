@@ -1,5 +1,7 @@
 //! Which way the packets really went. A figure whose traffic went another way is an error.
 
+use std::fmt;
+
 use oncache_testbed::{Host, UNDERLAY};
 
 use crate::{
@@ -72,11 +74,8 @@ impl Passed {
     /// Whether what went over the wire came from a VXLAN device, but for address resolution. Of
     /// aggregates the bytes are compared, less what each segment's headers may make of them.
     fn all_by_vxlan(&self, aggregates: bool) -> bool {
-        if aggregates {
-            self.vxlan_bytes * 100 >= self.wire_bytes * 85
-        } else {
-            self.vxlan * 100 >= self.wire * 99
-        }
+        let packets = self.vxlan * 100 >= self.wire * 99;
+        packets || aggregates && self.vxlan_bytes * 100 >= self.wire_bytes * 85
     }
 
     /// The hit ratio since `earlier`, where the column has caches.
@@ -89,14 +88,26 @@ impl Passed {
         bed: &Bed,
         workload: Workload,
     ) -> Result<Option<f64>, String> {
+        let aggregates = matches!(workload, Workload::TcpStreams(_));
+        let least = workload.least_hit_ratio();
+        self.check_of(earlier, bed, &workload, (aggregates, least))
+    }
+
+    /// As [`Passed::check`], for any traffic: whether it has aggregates, and the least hit ratio.
+    pub fn check_of(
+        self,
+        earlier: Self,
+        bed: &Bed,
+        traffic: &dyn fmt::Display,
+        (aggregates, least): (bool, Option<f64>),
+    ) -> Result<Option<f64>, String> {
         let passed = self.since(earlier);
         let wrong = |what: &str| {
             let name = &bed.column.name;
             Err(format!(
-                "{name}, {workload}: {what}, so this is no figure of {name}: {passed:?}"
+                "{name}, {traffic}: {what}, so this is no figure of {name}: {passed:?}"
             ))
         };
-        let aggregates = matches!(workload, Workload::TcpStreams(_));
         if passed.wire == 0 {
             return wrong("nothing went over the wire");
         }
@@ -122,7 +133,7 @@ impl Passed {
                     return wrong("no packet met the programs");
                 }
                 let ratio = passed.hits as f64 / all as f64;
-                match workload.least_hit_ratio() {
+                match least {
                     Some(least) if ratio < least => {
                         wrong(&format!("the caches carried {:.2} % only", ratio * 100.0))
                     }

@@ -52,6 +52,39 @@ pub fn rows(rows: &[Row], metrics: &[&str], title: &str) -> String {
     bars(title, &columns, &groups.collect::<Vec<_>>())
 }
 
+/// One metric of rows whose heads are two: a group for each first, a column for each second.
+pub fn by_head(rows: &[Row], metric: &str, title: &str) -> String {
+    let mut columns: Vec<String> = Vec::new();
+    let mut names: Vec<String> = Vec::new();
+    for row in rows {
+        for (all, head) in [(&mut names, &row.head[0]), (&mut columns, &row.head[1])] {
+            if !all.contains(head) {
+                all.push(head.clone());
+            }
+        }
+    }
+    let groups: Vec<Group> = names
+        .iter()
+        .map(|name| Group {
+            name: name.clone(),
+            unit: metric
+                .rsplit_once(", ")
+                .map_or("", |(_, unit)| unit)
+                .to_owned(),
+            values: columns
+                .iter()
+                .map(|column| {
+                    let row = rows
+                        .iter()
+                        .find(|row| row.head == [name.as_str(), column.as_str()]);
+                    row.and_then(|row| row.median(metric))
+                })
+                .collect(),
+        })
+        .collect();
+    bars(title, &columns, &groups)
+}
+
 fn bars(title: &str, columns: &[String], groups: &[Group]) -> String {
     let longest = |names: &mut dyn Iterator<Item = &String>| names.map(|it| it.len()).max();
     let left = 16 + LETTER * longest(&mut groups.iter().map(|it| &it.name)).unwrap_or(0);
