@@ -20,7 +20,7 @@ use oncache_abi::{
 use crate::{
     counters::{count, counted},
     inner::{self, Inner},
-    learning::{entry, forget_flow},
+    learning::{close_flow, entry},
     maps::{EGRESS_HOST, INGRESS, constant, mac_constant, now, settings},
     packet::{Skb, mac_at},
 };
@@ -55,14 +55,20 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     }
     let key = inner.key_from_local();
     if inner.changes_state {
-        forget_flow(&key);
-        return Err(Some(Reason::TcpState));
+        close_flow(&key);
+        if !inner.accepts {
+            return Err(Some(Reason::TcpState));
+        }
     }
     if !inner.fits(skb, mtu) || usize::from(inner.total_length) + OVERHEAD > usize::from(u16::MAX) {
         return Err(Some(Reason::OverMtu));
     }
     let settings = settings().ok_or(Reason::HelperFailed)?;
-    match cached(skb, &key, settings.epoch) {
+    if inner.accepts {
+        let reason = missed(skb, &inner, Reason::SynAck, settings.epoch);
+        return Err(Some(reason));
+    }
+    match cached(skb, &key, inner.has_payload(), settings.epoch) {
         Ok(headers) => {
             check_device(skb, headers.ifindex, inner.segment_length(skb))?;
             let action = encapsulate(skb, &inner, headers, &settings)?;
@@ -73,7 +79,7 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     }
 }
 
-/// Marks what the caches alone were missing for, and says why the packet takes the slow path.
+/// Marks what may be learned from, and says why the packet takes the slow path.
 #[inline(always)]
 fn missed(skb: &Skb, inner: &Inner, reason: Reason, epoch: u32) -> Reason {
     // SAFETY: INGRESS has BPF_F_NO_PREALLOC: an element stays its key's until this program is done.
@@ -83,7 +89,9 @@ fn missed(skb: &Skb, inner: &Inner, reason: Reason, epoch: u32) -> Reason {
     if let Err(reason) = check_sender(skb, local, epoch) {
         return reason;
     }
-    skb.mark_missed(EGRESS_MISS, epoch);
+    if reason.is_miss() {
+        skb.mark_missed(EGRESS_MISS, epoch);
+    }
     reason
 }
 
@@ -123,9 +131,14 @@ fn check_sender(skb: &Skb, local: &LocalContainer, epoch: u32) -> Result<(), Rea
 /// The flow allowed both ways, its packet from the very device and MAC address that what comes back
 /// is delivered to, and the host known.
 #[inline(always)]
-fn cached(skb: &Skb, key: &FlowKey, epoch: u32) -> Result<&'static HostHeaders, Reason> {
+fn cached(
+    skb: &Skb,
+    key: &FlowKey,
+    has_payload: bool,
+    epoch: u32,
+) -> Result<&'static HostHeaders, Reason> {
     let entry = entry(key).ok_or(Reason::NoFlow)?;
-    judge(entry.verdict, key, epoch)?;
+    judge(entry.verdict, key, has_payload, epoch)?;
     let local = entry.local(key, epoch).ok_or(Reason::ContainerUnlearned)?;
     let [destination, source] = macs(skb)?;
     if local.ifindex != skb.ifindex() || source != local.mac || destination != gateway() {
@@ -143,13 +156,21 @@ fn cached(skb: &Skb, key: &FlowKey, epoch: u32) -> Result<&'static HostHeaders, 
 
 /// The filter cache's verdict as a reason.
 #[inline(always)]
-pub fn judge(word: oncache_abi::flow::FilterWord, key: &FlowKey, epoch: u32) -> Result<(), Reason> {
+pub fn judge(
+    word: oncache_abi::flow::FilterWord,
+    key: &FlowKey,
+    has_payload: bool,
+    epoch: u32,
+) -> Result<(), Reason> {
     match word.judge(key, now(), epoch) {
         Verdict::Fast => Ok(()),
         Verdict::Unknown => Err(Reason::NoFlow),
         Verdict::StaleEpoch => Err(Reason::StaleEpoch),
         Verdict::LeaseExpired => Err(Reason::LeaseExpired),
         Verdict::OneWay => Err(Reason::OneWay),
+        // Half closed, a connection may go on for long: what it then carries is learned from.
+        Verdict::Closed if has_payload => Err(Reason::NoFlow),
+        Verdict::Closed => Err(Reason::Closing),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     counters::count,
     egress::judge,
     inner::{self, Inner},
-    learning::{entry, forget_flow},
+    learning::{close_flow, entry},
     maps::{EGRESS_HOST, INGRESS, constant, mac_constant, settings},
     outer::{self, Outer},
     packet::Skb,
@@ -45,17 +45,23 @@ fn refused(skb: &Skb, outer: &Outer, reason: Reason) -> Result<Reason, Reason> {
     if EGRESS_HOST.get_ptr(&outer.source).is_none() {
         return Err(Reason::NotPeer);
     }
-    if reason != Reason::TcpState && !reason.is_miss() {
+    let changes_state = matches!(reason, Reason::TcpState | Reason::SynAck);
+    if !changes_state && !reason.is_miss() && reason != Reason::Closing {
         return Err(reason);
     }
     // Once more, rather than to keep all of it at hand on the way to a hit.
     let inner = inner::parse(skb, HEADER_LEN)?;
+    if changes_state {
+        close_flow(&inner.key_to_local());
+    }
     if reason == Reason::TcpState {
-        forget_flow(&inner.key_to_local());
         return Err(reason);
     }
     if INGRESS.get_ptr(&inner.destination()).is_none() {
         return Err(Reason::NoContainer);
+    }
+    if !reason.is_miss() {
+        return Err(reason);
     }
     // The epoch in force before the packet enters the slow path, which is what counts.
     let epoch = settings().ok_or(Reason::HelperFailed)?.epoch;
@@ -71,7 +77,11 @@ fn carried(skb: &Skb, outer: &Outer) -> Result<i32, Reason> {
         return Err(Reason::TtlExpires);
     }
     if inner.changes_state {
-        return Err(Reason::TcpState);
+        return Err(if inner.accepts {
+            Reason::SynAck
+        } else {
+            Reason::TcpState
+        });
     }
     // SAFETY (of `constant!`): see `maps::volatile`.
     if !inner.fits(skb, unsafe { constant!(mtu) }) {
@@ -83,7 +93,7 @@ fn carried(skb: &Skb, outer: &Outer) -> Result<i32, Reason> {
         return Err(Reason::UdpAggregate);
     }
     let epoch = settings().ok_or(Reason::HelperFailed)?.epoch;
-    let local = cached(outer, &inner.key_to_local(), epoch)?;
+    let local = cached(outer, &inner.key_to_local(), inner.has_payload(), epoch)?;
     deliver(skb, &inner, tos, local)
 }
 
@@ -115,9 +125,9 @@ fn check_outer(skb: &Skb, outer: &Outer) -> Result<(), Reason> {
 
 /// The flow allowed both ways, the container known, and the sender the host that answers would go to.
 #[inline(always)]
-fn cached(outer: &Outer, key: &FlowKey, epoch: u32) -> Result<LocalEnd, Reason> {
+fn cached(outer: &Outer, key: &FlowKey, has_payload: bool, epoch: u32) -> Result<LocalEnd, Reason> {
     let entry = entry(key).ok_or(Reason::NoFlow)?;
-    judge(entry.verdict, key, epoch)?;
+    judge(entry.verdict, key, has_payload, epoch)?;
     let local = entry.local(key, epoch).ok_or(Reason::ContainerUnlearned)?;
     match entry.host(key, epoch) {
         Some(host) if host == outer.source => Ok(local),

@@ -5,7 +5,8 @@ use oncache_abi::{
     checksum::{fold, sum_header, update},
     flow::FlowKey,
     headers::{
-        FRAGMENT, IPV4_LEN, IPV4_PLAIN, TCP, TCP_ACK, TCP_LEN, TCP_STATE_FLAGS, UDP, UDP_LEN,
+        FRAGMENT, IPV4_LEN, IPV4_PLAIN, TCP, TCP_ACK, TCP_LEN, TCP_STATE_FLAGS, TCP_SYN, UDP,
+        UDP_LEN,
     },
     reason::Reason,
 };
@@ -69,6 +70,10 @@ pub struct Inner {
     /// SYN, FIN or RST is set, or ACK is not: conntrack calls that invalid, and rules may refuse it
     /// (net/netfilter/nf_conntrack_proto_tcp.c, `tcp_valid_flags`).
     pub changes_state: bool,
+    /// It is a SYN-ACK: it changes the connection's state, and conntrack holds the connection
+    /// established by it, for a packet has now passed each way
+    /// (net/netfilter/nf_conntrack_core.c, `resolve_normal_ct`).
+    pub accepts: bool,
 }
 
 /// Reads the IPv4 header at `offset` and refuses what no program may touch: options, and a header
@@ -103,7 +108,7 @@ pub fn parse(skb: &Skb, offset: usize) -> Result<Inner, Reason> {
         return Err(Reason::BadHeader);
     }
     let payload = u32::from(total_length).wrapping_sub(IPV4_LEN as u32);
-    let (ports, transport_length, changes_state) = match ip.protocol {
+    let (ports, transport_length, tcp_flags) = match ip.protocol {
         UDP => {
             let udp: *mut UdpHeader = skb.at(offset + IPV4_LEN)?;
             // SAFETY: as in `ipv4`.
@@ -111,7 +116,7 @@ pub fn parse(skb: &Skb, offset: usize) -> Result<Inner, Reason> {
                 if u32::from(u16::from_be((*udp).length)) != payload {
                     return Err(Reason::BadHeader);
                 }
-                (&raw const (*udp).ports, UDP_LEN as u16, false)
+                (&raw const (*udp).ports, UDP_LEN as u16, TCP_ACK)
             }
         }
         TCP => {
@@ -125,7 +130,7 @@ pub fn parse(skb: &Skb, offset: usize) -> Result<Inner, Reason> {
                 (
                     &raw const (*tcp).ports,
                     length,
-                    (*tcp).flags & (TCP_STATE_FLAGS | TCP_ACK) != TCP_ACK,
+                    (*tcp).flags & (TCP_STATE_FLAGS | TCP_ACK),
                 )
             }
         }
@@ -147,11 +152,18 @@ pub fn parse(skb: &Skb, offset: usize) -> Result<Inner, Reason> {
         ttl: ip.ttl,
         total_length,
         transport_length,
-        changes_state,
+        changes_state: tcp_flags != TCP_ACK,
+        accepts: tcp_flags == TCP_SYN | TCP_ACK,
     })
 }
 
 impl Inner {
+    /// Whether there is anything behind the TCP or UDP header.
+    #[inline(always)]
+    pub const fn has_payload(&self) -> bool {
+        self.total_length > IPV4_LEN as u16 + self.transport_length
+    }
+
     /// The flow's key where the sender is the local container.
     #[inline(always)]
     pub fn key_from_local(&self) -> FlowKey {

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use oncache_abi::{
-    admission::{ONE_OF, Window},
+    admission::{ONE_OF, Window, with_one_less},
     entry::FlowEntry,
     flow::FlowKey,
     mark::Lesson,
@@ -68,7 +68,8 @@ pub fn learn_flow(
     let old = entry(key);
     let lease = u64::from(settings.lease);
     let now = now();
-    if old.is_none() && !is_admitted(now, lease) {
+    let is_new = old.is_none_or(|old| old.verdict.is_closed());
+    if is_new && !is_admitted(now, lease, old.is_some()) {
         return Err(Reason::Crowded);
     }
     let new = learned(old, now, lease);
@@ -78,7 +79,7 @@ pub fn learn_flow(
     FILTER
         .insert(key, new, 0)
         .map_err(|_| Reason::HelperFailed)?;
-    if old.is_none() {
+    if is_new {
         count_turnover(Turnover::Entered);
     }
     Ok(())
@@ -94,9 +95,10 @@ const fn is_same(old: &FlowEntry, new: &FlowEntry) -> bool {
         == 0
 }
 
-/// Whether a flow that is not in the cache may be entered; see `admission.rs` of the ABI.
+/// Whether a flow that is not in the cache may be entered; see `admission.rs` of the ABI. One that
+/// has a place, left by an earlier connection of the same addresses and ports, may in any case.
 #[inline(always)]
-fn is_admitted(now: u64, lease: u64) -> bool {
+fn is_admitted(now: u64, lease: u64, has_place: bool) -> bool {
     let (Some(begun), Some(entered)) = (
         COUNTERS.get_ptr_mut(Turnover::WindowBegun.index()),
         COUNTERS.get_ptr_mut(Turnover::WindowEntered.index()),
@@ -111,7 +113,8 @@ fn is_admitted(now: u64, lease: u64) -> bool {
             entered: *entered,
         };
         let window = window.at(now, lease);
-        if window.is_crowded(constant!(flows)) && bpf_get_prandom_u32() % ONE_OF != 0 {
+        if !has_place && window.is_crowded(constant!(flows)) && bpf_get_prandom_u32() % ONE_OF != 0
+        {
             return false;
         }
         *begun = window.begun;
@@ -120,10 +123,28 @@ fn is_admitted(now: u64, lease: u64) -> bool {
     true
 }
 
-/// Takes the flow out: its connection begins or ends, and conntrack has to see it.
+/// Closes the flow: its connection begins or ends, and conntrack has to see it.
+///
+/// Its word is written over, not taken out: taking out and entering again are locks on a bucket and on
+/// the LRU lists, at each connection.
 #[inline(always)]
-pub fn forget_flow(key: &FlowKey) {
-    if FILTER.remove(key).is_ok() {
-        count_turnover(Turnover::Removed);
+pub fn close_flow(key: &FlowKey) {
+    let Some(place) = FILTER.get_ptr_mut(key) else {
+        return;
+    };
+    // SAFETY: the verdict is one aligned word, whole whenever it is read or written. Whatever was learned since it was
+    // read is closed with it. Given to another key meanwhile, the place has a word that allows nothing,
+    // and its flow takes the slow path once more.
+    unsafe {
+        let verdict = &raw mut (*place).verdict;
+        let Some(closed) = core::ptr::read_volatile(verdict).close(key) else {
+            return;
+        };
+        core::ptr::write_volatile(verdict, closed);
+    }
+    count_turnover(Turnover::Removed);
+    if let Some(entered) = COUNTERS.get_ptr_mut(Turnover::WindowEntered.index()) {
+        // SAFETY: this CPU's own, see `counters.rs`.
+        unsafe { *entered = with_one_less(*entered) };
     }
 }

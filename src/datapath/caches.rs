@@ -5,7 +5,7 @@ use std::{collections::HashSet, hash::Hash, net::Ipv4Addr};
 use aya::maps::{HashMap, MapData};
 use oncache_abi::{
     cache::HostHeaders,
-    flow::{EGRESS, INGRESS, Verdict},
+    flow::{EGRESS, FlowKey, INGRESS, Verdict},
 };
 use serde::{Deserialize, Serialize};
 
@@ -204,6 +204,7 @@ impl Datapath {
                 Verdict::StaleEpoch => "stale-epoch",
                 // The element went to another flow between key and value.
                 Verdict::Unknown => continue,
+                Verdict::Closed => continue,
             };
             let left = clock::from_ticks(word.expiry().saturating_sub(now));
             caches.flows.push(FilterFlow {
@@ -246,12 +247,19 @@ impl Datapath {
             .collect())
     }
 
+    /// The flows of connections that have not ended, each once.
+    pub(super) fn open_flows(&self) -> HashSet<FlowKey> {
+        found(&self.filter, |flow, entry| {
+            (!entry.verdict.is_closed()).then_some(flow)
+        })
+    }
+
     /// How many entries each cache holds.
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
         let learned = |headers: &&HostHeaders| headers.ifindex != 0;
         Occupancy {
-            flows: keys(&self.filter).len(),
+            flows: self.open_flows().len(),
             addresses: keys(&self.egress_ip).len(),
             hosts: entries(&self.egress_host).values().filter(learned).count(),
             containers: keys(&self.ingress).len(),

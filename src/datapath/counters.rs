@@ -7,7 +7,7 @@ use oncache_abi::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Datapath, DatapathError, caches::keys, map_error};
+use super::{Datapath, DatapathError, map_error};
 
 /// One counter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ pub struct Count {
 pub struct FlowTurnover {
     /// Entered: flows that were learned and not there.
     pub entered: u64,
-    /// Taken out: by the beginning or end of a connection, by the sweep, by a flush, with their
+    /// Taken out: closed by the beginning or end of a connection, taken away by the sweep, by a flush, with their
     /// container.
     pub removed: u64,
     /// There now, dead ones included.
@@ -48,7 +48,7 @@ impl Datapath {
         let entered = self.sum(Turnover::Entered.index())?;
         let removed = self.sum(Turnover::Removed.index())?;
         let cleared = self.sum(Turnover::Cleared.index())?;
-        let present = keys(&self.filter).len() as u64;
+        let present = self.open_flows().len() as u64;
         Ok(FlowTurnover {
             entered,
             removed: removed + cleared,

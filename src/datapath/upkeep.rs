@@ -187,9 +187,13 @@ impl Datapath {
 
     fn remove_all(&mut self, flows: HashSet<FlowKey>) -> Result<usize, DatapathError> {
         let mut removed = 0;
+        // A closed one was counted when it was closed.
+        let closed = found(&self.filter, |flow, entry| {
+            (entry.verdict.is_closed() && flows.contains(&flow)).then_some(flow)
+        });
         for flow in flows {
             match remove_key(&mut self.filter, &flow, "FILTER") {
-                Ok(was_there) => removed += usize::from(was_there),
+                Ok(was_there) => removed += usize::from(was_there && !closed.contains(&flow)),
                 Err(error) => {
                     self.note_cleared(removed)?;
                     return Err(error);

@@ -73,9 +73,11 @@ pub enum SysctlError {
 
 /// The timeouts that a cached flow lives by while conntrack does not see it, as the names of its
 /// settings end (Documentation/networking/nf_conntrack-sysctl.rst).
-const FLOW_TIMEOUTS: [&str; 7] = [
+const FLOW_TIMEOUTS: [&str; 8] = [
     "udp_timeout",
     "udp_timeout_stream",
+    // Of a connection that both sides have opened at once.
+    "tcp_timeout_syn_recv",
     "tcp_timeout_established",
     "tcp_timeout_fin_wait",
     "tcp_timeout_close_wait",

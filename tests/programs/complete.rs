@@ -23,6 +23,8 @@ const GIVEN: [(Program, &[Reason]); 4] = [
             TtlExpires,
             OtherProtocol,
             TcpState,
+            SynAck,
+            Closing,
             OverMtu,
             OverUnderlay,
             OutsideNetwork,
@@ -74,6 +76,8 @@ const GIVEN: [(Program, &[Reason]); 4] = [
             TtlExpires,
             OtherProtocol,
             TcpState,
+            SynAck,
+            Closing,
             OverMtu,
             UdpAggregate,
             NoContainer,
@@ -137,6 +141,7 @@ const MISSES: &[Reason] = &[
     NoHost,
     HostUnlearned,
     WrongHost,
+    SynAck,
 ];
 
 fn all_cases() -> Vec<Case> {

@@ -66,7 +66,7 @@ fn one_packet_in_sixty_four_enters_a_new_flow() {
             assert_eq!(said(bench, &world::warm(), program), (all, 0));
 
             // And with the next lease there is room again.
-            bench.crowd(clock::now() - u64::from(clock::to_ticks(world::LEASE)) - 1);
+            bench.crowd(begun() - u64::from(clock::to_ticks(world::LEASE)));
             assert_eq!(said(bench, &world::cold(), program), (all, 0));
         }
     });

@@ -12,7 +12,7 @@ use oncache_abi::{
 
 use crate::{
     case::{Case, check},
-    program_bench::{Frame, key, tick_in, world::*},
+    program_bench::{Frame, Maps, key, tick_in, world::*},
 };
 
 /// Offset of the IPv4 header, and of the header behind it.
@@ -125,7 +125,6 @@ fn unfit() -> Vec<Case> {
     // What begins or ends a connection, and what conntrack calls invalid.
     for (name, flags) in [
         ("SYN", 0x02),
-        ("SYN ACK", 0x12),
         ("FIN ACK", 0x11),
         ("RST", 0x04),
         ("RST ACK", 0x14),
@@ -137,12 +136,67 @@ fn unfit() -> Vec<Case> {
         cases.push(
             case(name, sent_tcp(flags, 0))
                 .refused(TcpState)
-                .then(|maps| {
-                    maps.flows.remove(&flow(6));
-                }),
+                .then(closed),
         );
     }
+    cases.push(
+        case("SYN to an unknown flow", sent_tcp(0x02, 0))
+            .given(|maps| {
+                maps.flows.remove(&flow(6));
+            })
+            .refused(TcpState),
+    );
+    cases.push(
+        case("FIN of a closed flow", sent_tcp(0x11, 0))
+            .given(closed)
+            .refused(TcpState),
+    );
     cases
+}
+
+/// The TCP flow as the beginning or the end of a connection leaves it.
+fn closed(maps: &mut Maps) {
+    let verdict = &mut maps.flows.get_mut(&flow(6)).expect("known").verdict;
+    *verdict = verdict.close(&flow(6)).expect("open");
+}
+
+/// The beginning and the end of connections, as far as the caches have to do with them.
+fn connections() -> Vec<Case> {
+    vec![
+        case("SYN ACK", sent_tcp(0x12, 0))
+            .misses(SynAck)
+            .then(closed),
+        case("SYN ACK with congestion notification", sent_tcp(0x52, 0))
+            .misses(SynAck)
+            .then(closed),
+        case("SYN ACK of an unknown flow", sent_tcp(0x12, 0))
+            .given(|maps| {
+                maps.flows.remove(&flow(6));
+            })
+            .misses(SynAck),
+        case("SYN ACK of a closed flow", sent_tcp(0x12, 0))
+            .given(closed)
+            .misses(SynAck),
+        case("SYN FIN ACK", sent_tcp(0x13, 0))
+            .refused(TcpState)
+            .then(closed),
+        case("SYN RST ACK", sent_tcp(0x16, 0))
+            .refused(TcpState)
+            .then(closed),
+        case("the last ACK", sent_tcp(0x10, 0))
+            .given(closed)
+            .refused(Closing),
+        // Half closed, it may go on for long.
+        case("data after a FIN", sent_tcp(DATA, 1))
+            .given(closed)
+            .misses(NoFlow),
+        case("ACK where the lease is over, too", sent_tcp(0x10, 0))
+            .given(|maps| {
+                maps.flows
+                    .insert(flow(6), flow_entry(&flow(6), 0, EPOCH, 1000));
+            })
+            .misses(LeaseExpired),
+    ]
 }
 
 /// A frame whose IPv4 packet is `length` bytes, and says so.
@@ -217,7 +271,7 @@ fn uncached() -> Vec<Case> {
         ),
         known("only egress so far", OneWay, word(1, EPOCH, 1 << 20)),
         known("only ingress so far", OneWay, word(2, EPOCH, 1 << 20)),
-        known("no direction", OneWay, word(0, EPOCH, 1 << 20)),
+        known("no direction", NoFlow, word(0, EPOCH, 1 << 20)),
         but("container never reached", ContainerUnlearned, |entry| {
             entry.device = DeviceWord(0);
             entry.mac = MacWord(0);
@@ -338,7 +392,7 @@ fn hits() -> Vec<Case> {
 }
 
 pub fn cases() -> Vec<Case> {
-    let all = [unfit(), uncached(), hits()];
+    let all = [unfit(), connections(), uncached(), hits()];
     all.into_iter().flatten().collect()
 }
 

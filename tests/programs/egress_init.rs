@@ -137,6 +137,14 @@ fn learned() -> Vec<Case> {
             .then(|maps| {
                 maps.flows.insert(flow(17), fresh(&flow(17), 1));
             }),
+        learns("the connection before has ended", encapsulated_udp(1))
+            .given(|maps| {
+                *maps = warm();
+                maps.flows.insert(flow(17), live(&flow(17), 0));
+            })
+            .then(|maps| {
+                maps.flows.insert(flow(17), fresh(&flow(17), 1));
+            }),
         learns("all is of another epoch", encapsulated_udp(1))
             .given(|maps| {
                 *maps = warm();

@@ -105,6 +105,14 @@ fn learned() -> Vec<Case> {
             .then(|maps| {
                 maps.flows.insert(flow(17), fresh(&flow(17), 2));
             }),
+        learns("the connection before has ended", delivered_udp(1))
+            .given(|maps| {
+                *maps = warm();
+                maps.flows.insert(flow(17), live(&flow(17), 0));
+            })
+            .then(|maps| {
+                maps.flows.insert(flow(17), fresh(&flow(17), 2));
+            }),
         learns("all is of another epoch", delivered_udp(1))
             .given(|maps| {
                 *maps = warm();

@@ -6,6 +6,9 @@
 //! no more new flows within a lease than there is room for; of those beyond, one packet in
 //! [`ONE_OF`] is let in. A long flow gets in by one of its next packets, the others stay on the slow
 //! path, and those that are in stay long enough to be of use.
+//!
+//! A connection that ends gives its place back: short connections crowd nobody, however many follow
+//! each other.
 
 /// Of so many packets of new flows, one is entered while the cache is crowded.
 pub const ONE_OF: u32 = 64;
@@ -15,7 +18,7 @@ pub const ONE_OF: u32 = 64;
 pub struct Window {
     /// The tick it begins at.
     pub begun: u64,
-    /// New flows entered since.
+    /// New flows entered since, less those whose connection has ended.
     pub entered: u64,
 }
 
@@ -50,9 +53,27 @@ impl Window {
     }
 }
 
+/// What a window has entered, less a flow whose connection has ended: its place is the next one's.
+#[inline(always)]
+pub const fn with_one_less(entered: u64) -> u64 {
+    entered.saturating_sub(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_that_ends_gives_its_place_back() {
+        let mut window = Window::default().at(1000, 100);
+        for _ in 0..1000 {
+            assert!(!window.is_crowded(8));
+            window = window.with_another();
+            window.entered = with_one_less(window.entered);
+        }
+        // Entered in the window before.
+        assert_eq!(with_one_less(0), 0);
+    }
 
     #[test]
     fn as_many_are_entered_within_a_lease_as_there_is_room_for() {

@@ -83,6 +83,7 @@ pub const fn ticks(nanoseconds: u64) -> u64 {
 ///
 /// Invariants:
 /// - A word whose epoch is not the current one, or whose lease is over, allows nothing.
+/// - A word without a direction allows nothing, whoever wrote it and wherever it lies.
 /// - A lease is never prolonged by setting the other direction's bit: each direction shows itself
 ///   to the slow path once a lease.
 #[repr(transparent)]
@@ -104,6 +105,8 @@ pub enum Verdict {
     LeaseExpired,
     /// Only one direction was allowed so far.
     OneWay,
+    /// The flow's connection ends, or begins anew: nothing was allowed since.
+    Closed,
 }
 
 impl FilterWord {
@@ -125,15 +128,43 @@ impl FilterWord {
         self.0 & BOTH
     }
 
+    /// Whether its flow's connection has ended since it was learned (see [`FilterWord::close`]).
+    #[inline(always)]
+    pub const fn is_closed(self) -> bool {
+        self.directions() == 0
+    }
+
+    /// Whether the word was written for `key`, as far as its tag tells.
+    #[inline(always)]
+    pub const fn is_of(self, key: &FlowKey) -> bool {
+        (self.0 >> TAG_SHIFT) & TAG_BITS == key.tag()
+    }
+
+    /// The word after a packet of `key` that begins or ends a connection: it allows neither
+    /// direction. None where there is nothing to take back.
+    ///
+    /// The word stays, to be learned into again by the next connection, and to tell an
+    /// acknowledgement that still comes from one that is worth learning from.
+    #[inline(always)]
+    pub const fn close(self, key: &FlowKey) -> Option<Self> {
+        if self.is_of(key) && !self.is_closed() {
+            Some(Self(self.0 & !BOTH))
+        } else {
+            None
+        }
+    }
+
     /// Judges a word found under `key` at tick `now` in `epoch`.
     #[inline(always)]
     pub const fn judge(self, key: &FlowKey, now: u64, epoch: u32) -> Verdict {
-        if (self.0 >> TAG_SHIFT) & TAG_BITS != key.tag() {
+        if !self.is_of(key) {
             Verdict::Unknown
         } else if self.epoch() != epoch as u16 {
             Verdict::StaleEpoch
         } else if self.expiry() <= now {
             Verdict::LeaseExpired
+        } else if self.is_closed() {
+            Verdict::Closed
         } else if self.directions() != BOTH {
             Verdict::OneWay
         } else {
@@ -236,6 +267,34 @@ mod tests {
         assert_eq!(fresh(EGRESS).judge(&other, 1000, 7), Verdict::Unknown);
         let both = FilterWord::learn(Some(fresh(EGRESS)), &other, INGRESS, 1000, 100, 7);
         assert_eq!(both.directions(), INGRESS);
+    }
+
+    #[test]
+    fn a_closed_flow_allows_nothing_and_is_learned_from_the_beginning() {
+        let both = FilterWord::learn(Some(fresh(EGRESS)), &KEY, INGRESS, 1001, 100, 7);
+        for open in [fresh(EGRESS), fresh(INGRESS), both] {
+            let closed = open.close(&KEY).expect("it was open");
+            assert!(closed.is_closed() && closed.is_of(&KEY));
+            assert_eq!(closed.judge(&KEY, 1001, 7), Verdict::Closed);
+            assert_eq!(closed.close(&KEY), None);
+            for direction in [EGRESS, INGRESS] {
+                let word = FilterWord::learn(Some(closed), &KEY, direction, 1050, 100, 7);
+                assert_eq!(word.directions(), direction);
+                assert_eq!(word.expiry(), 1150, "the lease is its own");
+            }
+            // Dead for another reason as well: nothing is to be made of it.
+            assert_eq!(closed.judge(&KEY, 1001, 8), Verdict::StaleEpoch);
+            assert_eq!(closed.judge(&KEY, 1100, 7), Verdict::LeaseExpired);
+        }
+    }
+
+    #[test]
+    fn another_keys_word_is_not_closed() {
+        let other = FlowKey {
+            remote_port: 0x9c41,
+            ..KEY
+        };
+        assert_eq!(fresh(EGRESS).close(&other), None);
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub const IPV4_PLAIN: u8 = 0x45;
 pub const FRAGMENT: u16 = 0x3fff;
 /// "Don't fragment" in the IPv4 flags word, host byte order.
 pub const DONT_FRAGMENT: u16 = 0x4000;
+/// SYN in the TCP flags byte.
+pub const TCP_SYN: u8 = 0x02;
 /// FIN, SYN and RST in the TCP flags byte: they change conntrack's state.
 pub const TCP_STATE_FLAGS: u8 = 0x07;
 /// ACK in the TCP flags byte: every segment of an established connection has it.

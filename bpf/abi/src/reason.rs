@@ -84,7 +84,7 @@ reasons! {
     TtlExpires = "ttl-expires",
     /// neither TCP nor UDP
     OtherProtocol = "other-protocol",
-    /// SYN, FIN or RST, or no ACK: conntrack must see it; the flow's entry is dropped
+    /// SYN, FIN or RST, or no ACK: conntrack must see it; the flow's entry is closed
     TcpState = "tcp-state",
     /// larger than the overlay's MTU
     OverMtu = "over-mtu",
@@ -134,10 +134,15 @@ reasons! {
     OverUnderlay = "over-underlay",
     /// not entered: more new flows within a lease than the filter cache has room for
     Crowded = "crowded",
+    /// SYN-ACK: conntrack must see it; the flow is entered anew
+    SynAck = "syn-ack",
+    /// last acknowledgements of a connection that ends: not worth entering
+    Closing = "closing",
 }
 
 impl Reason {
-    /// Whether the caches alone were missing for the packet, so that it may be learned from.
+    /// Whether the packet may be learned from: the caches alone were missing for it, or it is the
+    /// one that a connection is entered by.
     #[inline(always)]
     pub const fn is_miss(self) -> bool {
         matches!(
@@ -150,6 +155,7 @@ impl Reason {
                 | Self::NoHost
                 | Self::HostUnlearned
                 | Self::WrongHost
+                | Self::SynAck
         )
     }
 }

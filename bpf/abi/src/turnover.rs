@@ -10,9 +10,10 @@ use crate::reason::REASONS_PER_PROGRAM;
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turnover {
-    /// Entered by an init program, where there was none.
+    /// Entered by an init program, where there was none or that of a connection that has ended.
     Entered = 0,
-    /// Taken out by a program: the connection begins or ends.
+    /// Closed by a program: the connection begins or ends. Its word may stay, and is not counted as
+    /// an entry.
     Removed = 1,
     /// Taken out by the daemon, which alone writes this one, at the first CPU.
     Cleared = 2,

@@ -58,6 +58,8 @@ pub struct Scenario {
     pub calls: Vec<Call>,
     /// Packets out and in.
     pub packets: [usize; 2],
+    /// Packets out and in that close the flow and may be learned from all the same, as a SYN-ACK does.
+    pub accepting: [usize; 2],
     /// Bits of the epoch in a mark.
     pub epoch_bits: u32,
     /// How far the clock goes, in ticks.
@@ -77,6 +79,7 @@ impl Default for Scenario {
         Self {
             calls: Vec::new(),
             packets: [1, 1],
+            accepting: [0, 0],
             epoch_bits: 9,
             time: 0,
             patience: 2,
@@ -157,6 +160,8 @@ impl Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Packet {
     inbound: bool,
+    /// It closes the flow before it is marked.
+    accepts: bool,
     stage: Stage,
     /// Ticks since it came.
     waited: u64,
@@ -228,16 +233,18 @@ pub enum Seen {
 
 impl State {
     pub fn new(scenario: &Scenario) -> Self {
-        let packet = |inbound| Packet {
+        let packet = |inbound, accepts| Packet {
             inbound,
+            accepts,
             stage: Stage::Outside,
             waited: 0,
             awaited: false,
         };
-        let [out, back] = scenario.packets;
-        let packets = vec![packet(false); out]
-            .into_iter()
-            .chain(vec![packet(true); back]);
+        let kinds = [(scenario.packets, false), (scenario.accepting, true)];
+        let packets = kinds.into_iter().flat_map(|([out, back], accepts)| {
+            let out = vec![packet(false, accepts); out];
+            out.into_iter().chain(vec![packet(true, accepts); back])
+        });
         Self {
             // No half has begun lately.
             now: scenario.rest + 1,
@@ -340,6 +347,13 @@ impl State {
         let (what, next) = match packet.stage {
             Stage::Gone => return None,
             Stage::Outside => ("enters", Stage::Entered { epoch: self.epoch }),
+            Stage::Entered { epoch } if packet.accepts => {
+                state.flow = self.flow.map(|(word, by)| {
+                    let word = FilterWord(word);
+                    (word.close(&KEY).unwrap_or(word).0, by)
+                });
+                ("closes the flow and misses", missed(epoch))
+            }
             Stage::Entered { epoch } => match self.flow {
                 Some((word, by)) if self.is_allowed(FilterWord(word), epoch, scenario.flaw) => {
                     ("is allowed", Stage::Allowed { epoch, by })

@@ -48,6 +48,23 @@ fn no_schedule_learns_by_rules_that_are_no_more() {
 }
 
 #[test]
+fn no_schedule_learns_from_a_syn_ack_by_rules_that_are_no_more() {
+    for (name, accepting, packets) in [
+        ("opened from outside", [1, 0], [1, 2]),
+        ("opened from here", [0, 1], [2, 1]),
+        ("opened from both sides at once", [1, 1], [1, 1]),
+    ] {
+        let scenario = Scenario {
+            accepting,
+            packets,
+            ..two_changes()
+        };
+        let outcome = holds(name, &scenario);
+        assert!(outcome.hits_after_change > 0, "{name}: never fast again");
+    }
+}
+
+#[test]
 fn no_schedule_learns_by_a_mark_whose_epoch_comes_round() {
     holds("two epochs, one bit of them in a mark", &wrapping());
 }
