@@ -11,7 +11,9 @@ use oncache_abi::{
     cache::{HEADER_LEN, HostHeaders, LocalContainer},
     checksum::fold,
     flow::{FlowKey, Verdict},
-    headers::{ETH_LEN, IPV4_LEN, OVERHEAD, TCP_LEN, outer_tos, source_port, varying},
+    headers::{
+        ETH_LEN, ETHERTYPE_IPV4, IPV4_LEN, OVERHEAD, TCP_LEN, outer_tos, source_port, varying,
+    },
     mark::EGRESS_MISS,
     reason::{Program, Reason},
     settings::Settings,
@@ -95,12 +97,20 @@ fn missed(skb: &Skb, inner: &Inner, reason: Reason, epoch: u32) -> Reason {
     reason
 }
 
-/// Destination and source MAC address of the frame.
+/// Destination and source MAC address of the frame, which says itself that it is IPv4.
 #[inline(always)]
 fn macs(skb: &Skb) -> Result<[u64; 2], Reason> {
     let frame: *mut [u8; ETH_LEN] = skb.at(0)?;
+    let bytes = frame.cast::<u8>();
     // SAFETY: the fourteen bytes lie within the packet.
-    Ok(unsafe { [mac_at(frame.cast()), mac_at(frame.cast::<u8>().add(6))] })
+    unsafe {
+        // At netkit's peer hook the packet's protocol is what the sender's socket says, not what is
+        // written here; the slow path refuses a frame where they differ.
+        if *bytes.add(12).cast::<u16>() != ETHERTYPE_IPV4.to_be() {
+            return Err(Reason::NotIpv4);
+        }
+        Ok([mac_at(bytes), mac_at(bytes.add(6))])
+    }
 }
 
 /// The gateway's MAC address.

@@ -1,7 +1,8 @@
 //! Source validation: a container sends only from its own address and MAC address.
 //!
 //! The table `bridge oncache` drops, before the bridge looks at it, every IPv4 and ARP frame that a
-//! container's device brings in from another source, and counts it. The fast path makes the same
+//! container's device brings in from another source, and counts it; also one that is IPv4 or ARP by its
+//! header, but something else by what the kernel goes by. The fast path makes the same
 //! test by itself and passes what fails it on to here (`source-mismatch`).
 //!
 //! Who may send is a set of device, MAC and address, changed one element at a time: the counters go
@@ -220,6 +221,15 @@ fn rules() -> Vec<Value> {
     let no_probe = json!({ "match": {
         "op": "!=", "left": payload("arp", "saddr ip"), "right": "0.0.0.0",
     } });
+    // What the frame says it is, and what the kernel takes it for: netkit leaves the latter to the sender's
+    // socket (drivers/net/netkit.c, `netkit_xmit`), and whoever gets the frame may read the former.
+    let disguised = |protocol: &str| {
+        let is = |op: &str, left: Value| json!({ "match": { "op": op, "left": left, "right": protocol } });
+        [
+            is("==", payload("ether", "type")),
+            is("!=", json!({ "meta": { "key": "protocol" } })),
+        ]
+    };
     let (counter, drop) = (json!({ "counter": null }), json!({ "drop": null }));
     let mut rules: Vec<Value> = DEVICES
         .iter()
@@ -228,6 +238,10 @@ fn rules() -> Vec<Value> {
             rule(HOOK, &[ours, json!({ "jump": { "target": CHAIN } })])
         })
         .collect();
+    for protocol in ["ip", "arp"] {
+        let [says, taken] = disguised(protocol);
+        rules.push(rule(CHAIN, &[says, taken, counter.clone(), drop.clone()]));
+    }
     rules.push(rule(
         CHAIN,
         &[foreign("ip", "saddr"), counter.clone(), drop.clone()],
