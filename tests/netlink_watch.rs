@@ -6,7 +6,7 @@ mod namespaces;
 use std::{os::fd::AsFd, path::Path, time::Duration};
 
 use namespaces::Namespace;
-use oncache::netlink::{Event, Netlink, NetlinkError, VethEnd, Watch, host_facts};
+use oncache::netlink::{Event, Netlink, NetlinkError, PairEnd, PairKind, Watch, host_facts};
 use tokio::time::timeout;
 
 /// Waits for an event that passes; fails if none comes.
@@ -209,7 +209,7 @@ fn a_pair_that_cannot_be_made_leaves_nothing() {
     let before = here.sh("ip link");
     here.block_on(|| async {
         let netlink = Netlink::new().expect("netlink");
-        let end = |name| VethEnd {
+        let end = |name| PairEnd {
             name,
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1450,
@@ -220,7 +220,7 @@ fn a_pair_that_cannot_be_made_leaves_nothing() {
             let inside = if alias.is_empty() { "eth0" } else { "eth1" };
             async move {
                 netlink
-                    .create_veth(end("c0"), &alias, end(inside), there)
+                    .create_pair(PairKind::Veth, end("c0"), &alias, end(inside), there)
                     .await
             }
         };

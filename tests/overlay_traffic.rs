@@ -15,7 +15,7 @@ use namespaces::{
     hosts::{MARKS, apply, config, hosts},
 };
 use oncache::{
-    netlink::{Netlink, VethEnd},
+    netlink::{Netlink, PairEnd, PairKind},
     overlay::{names::container_mac, wanted::WantedOverlay},
 };
 
@@ -25,17 +25,23 @@ fn container(host: &Namespace, address: Ipv4Addr) -> Namespace {
     let mac = container_mac(address);
     host.block_on(|| async {
         let netlink = Netlink::new().expect("netlink");
-        let here = VethEnd {
+        let here = PairEnd {
             name: "c0",
             mac: [2, 0, 0, 0, 9, 9],
             mtu: 1450,
         };
-        let there = VethEnd {
+        let there = PairEnd {
             name: "eth0",
             mac,
             mtu: 1450,
         };
-        let made = netlink.create_veth(here, "container one", there, container.as_fd());
+        let made = netlink.create_pair(
+            PairKind::Veth,
+            here,
+            "container one",
+            there,
+            container.as_fd(),
+        );
         made.await.expect("a pair");
         let index = netlink.index_of("c0").await.expect("an index");
         let bridge = netlink.index_of("oncache0").await.expect("the bridge");

@@ -4,10 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use crate::{
     config,
-    config::{Attach, Config},
+    config::Config,
     daemon,
     netlink::{Netlink, host_facts},
-    probe::{Roots, probe},
+    probe::{Roots, Wishes, probe},
 };
 
 #[derive(Debug, clap::Args)]
@@ -27,12 +27,15 @@ impl Check {
             super::print(&format!("{}: ok", self.config.display()))?;
             return Ok(ExitCode::SUCCESS);
         }
-        let config = file.resolve(&host_facts(&Netlink::new()?).await?);
-        let (underlay, attach) = match &config {
-            Ok(config) => (Some(&*config.node.underlay), config.cache.attach),
-            Err(_) => (None, Attach::Auto),
+        let netlink = Netlink::new()?;
+        let config = file.resolve(&host_facts(&netlink).await?);
+        let (underlay, wishes) = match &config {
+            Ok(config) => (Some(&*config.node.underlay), Wishes::from(config)),
+            Err(_) => (None, Wishes::default()),
         };
-        let report = probe(&Roots::host(), underlay, attach);
+        // Who may not ask may not have any either, and hears of that.
+        let netkit = netlink.has_netkit().await.unwrap_or(false);
+        let report = probe(&Roots::host(), underlay, netkit, wishes);
         for finding in &report.findings {
             let verdict = match (finding.ok, finding.required) {
                 (true, _) => "ok",

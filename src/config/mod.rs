@@ -42,6 +42,8 @@ pub struct Config {
     pub overlay: Overlay,
     /// The other hosts, in the order of the file.
     pub peers: Vec<Peer>,
+    /// The containers' devices.
+    pub container: Container,
     /// The fast path.
     pub cache: Cache,
     /// The network policy, in the order of the file.
@@ -162,6 +164,26 @@ impl Config {
             .copied()
             .filter(|address| self.overlay.subnet.contains(address))
     }
+}
+
+/// How containers are connected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Container {
+    /// What device pair a new container gets; those that are there keep theirs.
+    pub device: ContainerDevice,
+}
+
+/// A container's device pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContainerDevice {
+    /// veth, until netkit has proven itself on more kernels.
+    #[default]
+    Auto,
+    /// veth.
+    Veth,
+    /// netkit (Linux 6.7): `egress` runs where the container sends, a queue earlier.
+    Netkit,
 }
 
 /// The fast path.

@@ -59,6 +59,7 @@ impl ConfigFile {
                 mtu,
             },
             peers: peers.collect(),
+            container: self.container,
             cache: self.cache.clone(),
             policy: self.policy.clone(),
             log: self.log,

@@ -15,7 +15,7 @@ use super::policy::read_rules;
 use super::rule::Rule;
 use super::table::{At, LineIndex, Table};
 use super::value::{self, Mtu};
-use super::{Attach, Cache, Log, MarkMask};
+use super::{Attach, Cache, Container, Log, MarkMask};
 
 /// A configuration file that is right as far as the text alone can tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +24,7 @@ pub struct ConfigFile {
     pub(super) node: NodeSection,
     pub(super) overlay: OverlaySection,
     pub(super) peers: Vec<PeerSection>,
+    pub(super) container: Container,
     pub(super) cache: Cache,
     pub(super) policy: Vec<Rule>,
     pub(super) log: Log,
@@ -109,7 +110,14 @@ pub(super) fn with_document<T>(
 fn read_file(path: &Path, file: &Table<'_>, faults: &mut Faults) -> Option<ConfigFile> {
     file.refuse_unknown(
         &[
-            "node", "overlay", "peers", "cache", "log", "policy", "metrics",
+            "node",
+            "overlay",
+            "peers",
+            "container",
+            "cache",
+            "log",
+            "policy",
+            "metrics",
         ],
         faults,
     );
@@ -117,6 +125,7 @@ fn read_file(path: &Path, file: &Table<'_>, faults: &mut Faults) -> Option<Confi
     let node = read_node(file, faults);
     let overlay = read_overlay(file, faults);
     let peers = read_peers(file, faults);
+    let container = read_container(file, faults);
     let cache = read_cache(file, faults);
     let log = read_log(file, faults);
     let policy = read_rules(file, faults);
@@ -138,6 +147,7 @@ fn read_file(path: &Path, file: &Table<'_>, faults: &mut Faults) -> Option<Confi
         node,
         overlay: complete_overlay(overlay)?,
         peers: complete_peers(peers)?,
+        container,
         cache,
         log,
         policy,
@@ -243,6 +253,17 @@ fn read_peers(file: &Table<'_>, faults: &mut Faults) -> Vec<PeerDraft> {
         });
     }
     peers
+}
+
+fn read_container(file: &Table<'_>, faults: &mut Faults) -> Container {
+    let Some(table) = file.table("container", faults) else {
+        return Container::default();
+    };
+    table.refuse_unknown(&["device"], faults);
+    let device = table.optional("device", value::container_device, faults);
+    Container {
+        device: device.map(|device| device.value).unwrap_or_default(),
+    }
 }
 
 fn read_cache(file: &Table<'_>, faults: &mut Faults) -> Cache {

@@ -29,6 +29,8 @@ mark_mask = "0x0fff0000"
 attach = "auto"
 [log]
 level = "info"
+[container]
+device = "auto"
 "#;
 
 /// The least a file must hold.
@@ -115,6 +117,7 @@ fn a_good_file_resolves_to_what_it_says() {
             peer("beta", 12, "10.42.2.0/24"),
             peer("gamma", 13, "10.42.3.0/24"),
         ],
+        container: Container::default(),
         cache: Cache {
             enabled: true,
             flows: 65536,
@@ -145,6 +148,7 @@ fn the_least_file_takes_its_defaults_from_the_host() {
     assert_eq!(config.cache.lease, Duration::from_secs(30));
     assert_eq!(config.cache.mark_mask.bits(), 0x0fff_0000);
     assert_eq!(config.cache.attach, Attach::Auto);
+    assert_eq!(config.container.device, ContainerDevice::Auto);
 }
 
 #[test]
@@ -184,6 +188,8 @@ fn limits_themselves_are_allowed() {
         ("mark_mask = \"0x0fff0000\"", "mark_mask = 0xff"),
         ("attach = \"auto\"", "attach = \"clsact\""),
         ("attach = \"auto\"", "attach = \"tcx\""),
+        ("device = \"auto\"", "device = \"veth\""),
+        ("device = \"auto\"", "device = \"netkit\""),
         ("underlay = \"eth1\"", ""),
         ("subnet = \"10.42.3.0/24\"", "subnet = \"10.42.3.0/30\""),
         // Optional values left to their defaults.
@@ -319,6 +325,8 @@ fn faults_of_the_text() {
         ("mask without 0x", "\"0x0fff0000\"", "\"0fff0000\"", 23, "not a hexadecimal number of 32 bits"),
         ("mask signed", "\"0x0fff0000\"", "\"0x+fff0000\"", 23, "not a hexadecimal number of 32 bits"),
         ("attach", "attach = \"auto\"", "attach = \"xdp\"", 24, "cache.attach \"xdp\": no way to attach"),
+        ("container device", "device = \"auto\"", "device = \"macvlan\"", 28, "container.device \"macvlan\": no device that containers have"),
+        ("container key", "device = \"auto\"", "devices = \"auto\"", 28, "container.devices \"auto\": unknown key; did you mean \"device\"?"),
     ];
     for (case, from, to, line, text) in cases {
         match parse_text(&good_but(from, to)) {

@@ -9,7 +9,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use toml::de::DeValue;
 
 use super::fault::{Refusal, refuse};
-use super::{Attach, LogLevel, MarkMask};
+use super::{Attach, ContainerDevice, LogLevel, MarkMask};
 
 /// Longest interface name: `IFNAMSIZ` (16) less the terminating zero, include/uapi/linux/if.h.
 const INTERFACE_NAME_MAX: usize = 15;
@@ -344,6 +344,19 @@ pub(super) fn attach(value: &DeValue<'_>) -> Result<Attach, Refusal> {
         _ => Err(refuse(
             "no way to attach",
             "write \"auto\", \"tcx\" or \"clsact\"",
+        )),
+    }
+}
+
+/// What a container's device pair is.
+pub(super) fn container_device(value: &DeValue<'_>) -> Result<ContainerDevice, Refusal> {
+    match value.as_str() {
+        Some("auto") => Ok(ContainerDevice::Auto),
+        Some("veth") => Ok(ContainerDevice::Veth),
+        Some("netkit") => Ok(ContainerDevice::Netkit),
+        _ => Err(refuse(
+            "no device that containers have",
+            "write \"auto\", \"veth\" or \"netkit\"",
         )),
     }
 }

@@ -9,7 +9,8 @@ use tracing::warn;
 use super::{ContainerError, namespace};
 use crate::{
     netlink::{
-        Link, MAIN_TABLE, Mac, Netlink, NetlinkError, ROUTE_PROTOCOL, Route, RouteReach, VethEnd,
+        Link, MAIN_TABLE, Mac, Netlink, NetlinkError, PairEnd, PairKind, ROUTE_PROTOCOL, Route,
+        RouteReach,
     },
     overlay::names::{BRIDGE, container_mac},
     stable_hash::fnv1a,
@@ -70,6 +71,17 @@ pub struct Attachment {
     pub gateway: Ipv4Addr,
     /// MTU of both ends in bytes.
     pub mtu: u32,
+    /// What the pair is to be.
+    pub kind: PairKind,
+}
+
+/// A container's host-side device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostDevice {
+    /// Its ifindex.
+    pub index: u32,
+    /// What its pair is, whatever a new one would be.
+    pub kind: PairKind,
 }
 
 /// Makes the pair and connects it to the bridge, down. Returns the ifindex of the host-side end.
@@ -89,20 +101,25 @@ pub async fn connect(
         name: name.to_owned(),
         source,
     };
-    let here = VethEnd {
+    let here = PairEnd {
         name: &container.device,
         mac: port_mac(container.ip),
         mtu: attachment.mtu,
     };
-    let there = VethEnd {
+    let there = PairEnd {
         name: &container.ifname,
         mac: container_mac(container.ip),
         mtu: attachment.mtu,
     };
     let alias = format!("{ALIAS}{name}");
-    let created = netlink.create_veth(here, &alias, there, inside.as_fd());
+    let kind = attachment.kind;
+    let created = netlink.create_pair(kind, here, &alias, there, inside.as_fd());
     match created.await {
         Ok(()) => {}
+        // The driver is not known (net/core/rtnetlink.c, `rtnl_newlink`).
+        Err(error) if kind == PairKind::Netkit && error.errno() == Some(Errno::EOPNOTSUPP) => {
+            return Err(ContainerError::NoNetkit(name.to_owned()));
+        }
         // The kernel does not say at which end.
         Err(error) if error.errno() == Some(Errno::EEXIST) => {
             let here = netlink.link_by_name(&container.device).await;
@@ -219,8 +236,8 @@ async fn configure_inside(
 /// A container's host-side end as [`mend`] leaves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostEnd {
-    /// Its ifindex.
-    pub index: u32,
+    /// The device.
+    pub device: HostDevice,
     /// Both ends are up: what is sent into it arrives.
     pub carrier: bool,
     /// Something had to be put right.
@@ -281,7 +298,7 @@ pub async fn mend(
         mended = true;
     }
     if device.mtu != mtu {
-        // What one end sends and the other does not take is lost without a word
+        // What one end of a veth pair sends and the other does not take is lost without a word
         // (drivers/net/veth.c, `veth_forward_skb`): the sender is the smaller one at every moment.
         if mtu < device.mtu {
             set_mtu_inside(name, container, (device.mtu, mtu)).await?;
@@ -299,7 +316,11 @@ pub async fn mend(
     // A device that was just set up gets its carrier with that; the next look tells if it did not.
     let carrier = device.carrier || mended;
     Ok(Some(HostEnd {
-        index,
+        // Neither is no pair of our making; as with veth, programs can run on its host-side end.
+        device: HostDevice {
+            index,
+            kind: PairKind::of(device).unwrap_or(PairKind::Veth),
+        },
         carrier,
         mended,
     }))

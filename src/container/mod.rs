@@ -57,6 +57,11 @@ pub enum ContainerError {
         /// The network namespace.
         netns: PathBuf,
     },
+    /// The kernel has no netkit devices, which the configuration asks for.
+    #[error(
+        "container {0}: this kernel has no netkit devices (Linux 6.7, CONFIG_NETKIT), which container.device asks for; set it to \"auto\" and reload"
+    )]
+    NoNetkit(String),
     /// A device, address or route of the container.
     #[error("container {name}: {source}")]
     Netlink {

@@ -7,16 +7,16 @@ use tracing::{info, warn};
 use super::{DaemonError, Node};
 use crate::{
     coherence::Cause,
-    config::check_name,
+    config::{ContainerDevice, check_name},
     container::{
         ContainerError,
         addresses::{claim, next_free},
-        devices::{self, Attachment, bring_up, connect, host_device},
+        devices::{self, Attachment, HostDevice, bring_up, connect, host_device},
         namespace,
     },
     control::api::{AddContainer, ContainerInfo},
     datapath::{PIN_ROOT, attach},
-    netlink::{NetlinkError, forget_connections},
+    netlink::{NetlinkError, PairKind, forget_connections},
     overlay::{
         names::{BRIDGE, container_mac},
         source_guard::{self, Source},
@@ -111,14 +111,17 @@ impl Node {
             subnet: overlay.subnet,
             gateway: overlay.gateway(),
             mtu: overlay.mtu,
+            kind: pair_kind(self.config.container.device),
         };
+        let kind = attachment.kind;
         let index = connect(&self.netlink, name, &container, attachment).await?;
-        self.devices.insert(name.to_owned(), index);
+        self.devices
+            .insert(name.to_owned(), HostDevice { index, kind });
         self.sync_containers()?;
         // All of it before the device is up: its first frame finds its source known, the rules
         // that name it in force, the programs there, and nothing left of whoever had the address before.
         let source = source_of(&container);
-        let programs = async { self.attach_to_container(&container.device) };
+        let programs = async { self.attach_to_container(&container.device, kind) };
         let (allowed, forgotten, attached) = tokio::join!(
             source_guard::allow(&source),
             forget_connections(container.ip),
@@ -348,8 +351,8 @@ impl Node {
             match devices::mend(&self.netlink, &links, name, container, mtu).await? {
                 Some(end) => {
                     // One that was not known before was adopted as it is.
-                    let before = self.devices.insert(name.clone(), end.index);
-                    changed |= end.mended | before.is_some_and(|before| before != end.index);
+                    let before = self.devices.insert(name.clone(), end.device);
+                    changed |= end.mended | before.is_some_and(|before| before != end.device);
                     if !end.carrier {
                         silent.insert(name.clone());
                     }
@@ -372,6 +375,15 @@ impl Node {
         let told = self.sync_containers()?;
         changed |= told && !its_own;
         Ok(changed)
+    }
+}
+
+/// What a new container's pair is to be. The choice of the kernel that a host happens to run is not left
+/// to `auto`: see docs/adr/027.
+const fn pair_kind(wanted: ContainerDevice) -> PairKind {
+    match wanted {
+        ContainerDevice::Auto | ContainerDevice::Veth => PairKind::Veth,
+        ContainerDevice::Netkit => PairKind::Netkit,
     }
 }
 

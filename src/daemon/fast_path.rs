@@ -9,13 +9,15 @@ use super::{DaemonError, Node};
 use crate::{
     coherence::{Cause, effective_lease, fingerprint},
     config::{Attach, Config},
+    container::devices::HostDevice,
     datapath::{
         AttachMode, Datapath, DatapathError, PIN_ROOT, Sizes,
-        attach::{self, CONTAINER, UNDERLAY},
+        attach::{self, Role},
         clock,
         epoch::Tuning,
         pins,
     },
+    netlink::PairKind,
     overlay::names::{gateway_mac, vtep_mac},
 };
 
@@ -127,10 +129,10 @@ impl Node {
         let Some(datapath) = &self.datapath else {
             return;
         };
-        let containers = self.state.containers.values();
+        let containers = self.state.containers.iter();
         let wanted: Vec<_> = containers
-            .map(|container| (&*container.device, CONTAINER))
-            .chain([(&*self.config.node.underlay, UNDERLAY)])
+            .map(|(name, container)| (&*container.device, role_of(self.devices.get(name))))
+            .chain([(&*self.config.node.underlay, Role::Underlay)])
             .collect();
         match datapath.remove_other_links(&wanted) {
             Ok(stale) => stale
@@ -147,12 +149,13 @@ impl Node {
             return Ok(());
         };
         let underlay = self.config.node.underlay.clone();
-        let attached = datapath.attach(&underlay, UNDERLAY)?;
+        let attached = datapath.attach(&underlay, Role::Underlay)?;
         if attached.fresh {
             info!("attached programs to {underlay}");
         }
-        for container in self.state.containers.values() {
-            if datapath.attach(&container.device, CONTAINER)?.fresh {
+        for (name, container) in &self.state.containers {
+            let role = role_of(self.devices.get(name));
+            if datapath.attach(&container.device, role)?.fresh {
                 info!("attached programs to {}", container.device);
             }
         }
@@ -168,9 +171,13 @@ impl Node {
     }
 
     /// Puts the programs on the device of a container that is being added.
-    pub(super) fn attach_to_container(&mut self, device: &str) -> Result<(), DatapathError> {
+    pub(super) fn attach_to_container(
+        &mut self,
+        device: &str,
+        kind: PairKind,
+    ) -> Result<(), DatapathError> {
         match &mut self.datapath {
-            Some(datapath) => datapath.attach(device, CONTAINER).map(|_| ()),
+            Some(datapath) => datapath.attach(device, role(kind)).map(|_| ()),
             None => Ok(()),
         }
     }
@@ -267,7 +274,7 @@ impl Node {
             // The kernel would drop what is redirected to a device that is down inside; the slow path
             // tells the sender that there is nobody.
             .filter(|(name, _)| !self.silent.contains(*name))
-            .filter_map(|(name, index)| Some((self.state.containers.get(name)?.ip, *index)))
+            .filter_map(|(name, it)| Some((self.state.containers.get(name)?.ip, it.index)))
             .collect();
         datapath.set_containers(&present)
     }
@@ -327,6 +334,19 @@ impl Node {
             warn!("sweep the caches: {reason}");
         }
     }
+}
+
+/// What a container's device is to the data path.
+const fn role(kind: PairKind) -> Role {
+    match kind {
+        PairKind::Veth => Role::Veth,
+        PairKind::Netkit => Role::Netkit,
+    }
+}
+
+/// The same of a device that may not have been seen yet.
+fn role_of(device: Option<&HostDevice>) -> Role {
+    device.map_or(Role::Veth, |device| role(device.kind))
 }
 
 fn attach_mode(wanted: Attach) -> AttachMode {

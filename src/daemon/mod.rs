@@ -168,9 +168,9 @@ pub async fn load_config(
 }
 
 /// Refuses a host without what the overlay needs. Returns what else is lacking, one line each.
-fn check_host(config: &Config) -> Result<Vec<String>, DaemonError> {
-    let (underlay, attach) = (&config.node.underlay, config.cache.attach);
-    let report = probe(&Roots::host(), Some(underlay), attach);
+fn check_host(config: &Config, netkit: bool) -> Result<Vec<String>, DaemonError> {
+    let underlay = &config.node.underlay;
+    let report = probe(&Roots::host(), Some(underlay), netkit, config.into());
     let (missing, lacking): (Vec<&Finding>, Vec<&Finding>) =
         report.lacking().partition(|finding| finding.required);
     let messages = |findings: Vec<&Finding>| -> Vec<String> {
@@ -195,7 +195,9 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
     // A start that is refused leaves nothing, not even a lock.
     let netlink = Netlink::new()?;
     let (file, config) = load_config(&paths.config, &netlink).await?;
-    let lacking = check_host(&config)?;
+    // Where it can't be asked, the host lacks more than that.
+    let netkit = netlink.has_netkit().await.unwrap_or(false);
+    let lacking = check_host(&config, netkit)?;
     if let Some(path) = &paths.mount_namespace {
         use_paths_of(path)?;
     }
@@ -204,7 +206,7 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
     let invalidator = Invalidator::default();
     let news = watcher::spawn(invalidator.clone())?;
     let store = Store::new(paths.state.clone());
-    let mut node = Node::new(netlink, store, file, config, invalidator)?;
+    let mut node = Node::new(netlink, store, file, config, invalidator, netkit)?;
     for message in lacking {
         warn!("{message}");
     }

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     coherence::{self, Cause, Scope, next_hop_has_moved},
     config::{Config, ConfigFile},
-    container::devices,
+    container::devices::{self, HostDevice},
     datapath::{Datapath, PIN_ROOT},
     log,
     netlink::{Mac, Netlink, NetlinkError, format_mac, host_facts},
@@ -44,8 +44,10 @@ pub struct Node {
     pub(super) file: ConfigFile,
     pub(super) config: Config,
     pub(super) invalidator: Invalidator,
-    /// Ifindexes of the containers' host-side devices, by container name.
-    pub(super) devices: BTreeMap<String, u32>,
+    /// The containers' host-side devices, by container name.
+    pub(super) devices: BTreeMap<String, HostDevice>,
+    /// Whether the kernel has netkit devices.
+    pub(super) has_netkit: bool,
     /// Containers whose device has no carrier: they have set it down inside.
     pub(super) silent: BTreeSet<String>,
     /// The loaded programs; none where the fast path is off.
@@ -70,6 +72,7 @@ impl Node {
         file: ConfigFile,
         config: Config,
         invalidator: Invalidator,
+        has_netkit: bool,
     ) -> Result<Self, DaemonError> {
         let state = store.load()?;
         Ok(Self {
@@ -81,6 +84,7 @@ impl Node {
             config,
             invalidator,
             devices: BTreeMap::new(),
+            has_netkit,
             silent: BTreeSet::new(),
             datapath: None,
             fast_path_failure: None,

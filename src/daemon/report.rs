@@ -35,7 +35,7 @@ fn refusal(error: &DaemonError) -> Refusal {
             ContainerError::BadName { .. }
             | ContainerError::Address(AddressError::Unusable { .. } | AddressError::Away { .. })
             | ContainerError::Namespace(_) => RefusalKind::Bad,
-            ContainerError::Netlink { .. } => RefusalKind::Failed,
+            ContainerError::NoNetkit(_) | ContainerError::Netlink { .. } => RefusalKind::Failed,
         },
         DaemonError::Policy(PolicyError::TooMany(_) | PolicyError::Rule { .. }) => RefusalKind::Bad,
         _ => RefusalKind::Failed,
@@ -173,7 +173,8 @@ impl Node {
         let report = probe(
             &Roots::host(),
             Some(&config.node.underlay),
-            config.cache.attach,
+            self.has_netkit,
+            config.into(),
         );
         let lacking = report.lacking().map(|finding| finding.message.clone());
         let failure = self

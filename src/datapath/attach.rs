@@ -2,10 +2,12 @@
 //!
 //! By tcx links where the kernel has them (6.6 and later): pinned, replaced atomically, gone with
 //! their device. Elsewhere by filters on a clsact qdisc, at a fixed priority and handle, so that a
-//! later daemon finds and replaces them.
+//! later daemon finds and replaces them. `egress` of a netkit device by a netkit link in either case,
+//! see [`super::netkit_link`].
 
 use std::{
     io, mem,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
@@ -18,10 +20,11 @@ use aya::{
     sys::SyscallError,
     util::KernelVersion,
 };
+use nix::net::if_::if_nametoindex;
 use oncache_abi::reason::Program;
 use serde::{Deserialize, Serialize};
 
-use super::{Datapath, DatapathError, chain, classifier, pins};
+use super::{Datapath, DatapathError, chain, classifier, netkit_link::NetkitLink, pins};
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +69,9 @@ pub struct Attachment {
     pub device: String,
     /// The program's name.
     pub program: String,
+    /// By which kind of link: `tcx`, or `netkit` (the peer hook).
+    #[serde(default)]
+    pub link: String,
     /// The kernel's program ID.
     pub program_id: u32,
     /// The kernel's link ID.
@@ -81,7 +87,33 @@ pub struct Attached {
     pub made_clsact: bool,
 }
 
-/// Where a program is attached on its device.
+/// What a device is to the data path: which programs it has, and where they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The underlay device.
+    Underlay,
+    /// The host-side end of a container's veth pair.
+    Veth,
+    /// The primary end of a container's netkit pair.
+    Netkit,
+}
+
+impl Role {
+    /// The learner before the one that uses what is learned.
+    const fn programs(self) -> [Program; 2] {
+        match self {
+            Self::Underlay => [Program::EgressInit, Program::Ingress],
+            Self::Veth | Self::Netkit => [Program::IngressInit, Program::Egress],
+        }
+    }
+
+    /// Whether a program runs where the container's end sends, not on the host-side end.
+    const fn is_at_peer(self, program: Program) -> bool {
+        matches!((self, program), (Self::Netkit, Program::Egress))
+    }
+}
+
+/// Where a program is attached on its device, but for those of [`Role::is_at_peer`].
 const fn hook(program: Program) -> TcAttachType {
     match program {
         Program::Egress | Program::Ingress => TcAttachType::Ingress,
@@ -89,14 +121,22 @@ const fn hook(program: Program) -> TcAttachType {
     }
 }
 
-/// The programs of the underlay device: the learner before the one that uses what is learned.
-pub const UNDERLAY: [Program; 2] = [Program::EgressInit, Program::Ingress];
-/// The programs of a container's host-side device.
-pub const CONTAINER: [Program; 2] = [Program::IngressInit, Program::Egress];
-
 fn pin(root: &Path, device: &str, program: Program) -> PathBuf {
     pins::links(root).join(format!("{}:{}", escape(device), program.name()))
 }
+
+/// Of a link to the peer hook. Another name than the tcx link of the same program has: a build that
+/// knows nothing of netkit puts that one there, and takes this one for a leftover.
+fn peer_pin(root: &Path, device: &str, program: Program) -> PathBuf {
+    pins::links(root).join(format!(
+        "{}:{}{PEER_SUFFIX}",
+        escape(device),
+        program.name()
+    ))
+}
+
+/// What tells the pin of a link to the peer hook.
+const PEER_SUFFIX: &str = "-netkit";
 
 /// A device's name as part of a file name: the bpffs refuses names with dots (kernel/bpf/inode.c,
 /// `bpf_lookup`), which VLAN devices have.
@@ -110,21 +150,23 @@ fn unescape(name: &str) -> String {
 }
 
 impl Datapath {
-    /// Attaches `programs` to `device`, or replaces those of an earlier load that are on it, in
+    /// Attaches its programs to `device`, or replaces those of an earlier load that are on it, in
     /// whichever way they were attached.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Attach`] with the kernel's answer.
-    pub fn attach(
-        &mut self,
-        device: &str,
-        programs: [Program; 2],
-    ) -> Result<Attached, DatapathError> {
+    pub fn attach(&mut self, device: &str, role: Role) -> Result<Attached, DatapathError> {
         let mut attached = Attached::default();
-        for program in programs {
+        for program in role.programs() {
             // What an earlier load attached the other way goes second: no packet may meet a device
             // without a program.
+            if role.is_at_peer(program) {
+                attached.fresh |= self.attach_to_peer(device, program)?;
+                pins::remove(&pin(&self.root, device, program))?;
+                detach_clsact(device, program)?;
+                continue;
+            }
             match self.mode {
                 AttachMode::Tcx => {
                     attached.fresh |= self.attach_tcx(device, program)?;
@@ -139,6 +181,34 @@ impl Datapath {
             }
         }
         Ok(attached)
+    }
+
+    /// Returns whether the program was not there.
+    fn attach_to_peer(&mut self, device: &str, program: Program) -> Result<bool, DatapathError> {
+        let path = peer_pin(&self.root, device, program);
+        let failed = |reason: String| DatapathError::Attach {
+            program: program.name(),
+            device: device.to_owned(),
+            reason: format!("netkit peer hook: {reason}"),
+        };
+        let loaded = classifier(&mut self.programs, program)?;
+        let loaded = loaded.fd().map_err(|error| failed(chain(&error)))?;
+        match NetkitLink::from_pin(&path) {
+            Ok(link) => {
+                if link.replace(loaded.as_fd()).is_ok() {
+                    return Ok(false);
+                }
+                // As of tcx links: its device is gone, or somebody has detached it.
+                pins::remove(&path)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error.to_string())),
+        }
+        let primary = if_nametoindex(device).map_err(|error| failed(error.to_string()))?;
+        let link = NetkitLink::attach_to_peer(loaded.as_fd(), primary)
+            .map_err(|error| failed(error.to_string()))?;
+        link.pin(&path).map_err(|error| failed(error.to_string()))?;
+        Ok(true)
     }
 
     /// Returns whether the program was not there.
@@ -251,15 +321,18 @@ impl Datapath {
     /// [`DatapathError::Pin`] if the bpffs can't be read or written.
     pub fn remove_other_links(
         &self,
-        wanted: &[(&str, [Program; 2])],
+        wanted: &[(&str, Role)],
     ) -> Result<Vec<String>, DatapathError> {
-        let kept: Vec<PathBuf> = match self.mode {
-            AttachMode::Tcx => wanted
-                .iter()
-                .flat_map(|(device, programs)| programs.map(|it| pin(&self.root, device, it)))
-                .collect(),
-            AttachMode::Clsact => Vec::new(),
-        };
+        let kept: Vec<PathBuf> = wanted
+            .iter()
+            .flat_map(|(device, role)| role.programs().map(|program| (device, role, program)))
+            .filter_map(|(device, role, program)| {
+                if role.is_at_peer(program) {
+                    return Some(peer_pin(&self.root, device, program));
+                }
+                (self.mode == AttachMode::Tcx).then(|| pin(&self.root, device, program))
+            })
+            .collect();
         let links = pins::links(&self.root);
         let mut others = pins::names(&links)?;
         others.retain(|name| !kept.contains(&links.join(name)));
@@ -294,6 +367,7 @@ pub fn detach(root: &Path, device: &str) -> Result<(), DatapathError> {
     let mut first = Ok(());
     for program in Program::ALL {
         let unpinned = pins::remove(&pin(root, device, program));
+        let unpinned = unpinned.and(pins::remove(&peer_pin(root, device, program)));
         first = first.and(unpinned).and(detach_clsact(device, program));
     }
     first
@@ -337,9 +411,14 @@ pub fn attachments(root: &Path) -> Result<Vec<Attachment>, DatapathError> {
         let Ok(info) = FdLink::from(pinned).info() else {
             continue;
         };
+        let (program, link) = match program.strip_suffix(PEER_SUFFIX) {
+            Some(program) => (program, "netkit"),
+            None => (program, "tcx"),
+        };
         found.push(Attachment {
             device: unescape(device),
             program: program.to_owned(),
+            link: link.to_owned(),
             program_id: info.program_id(),
             link_id: info.id(),
         });

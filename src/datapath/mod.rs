@@ -3,8 +3,9 @@
 //! Everything lives below one bpffs directory and outlives the daemon:
 //!
 //! ```text
-//! /sys/fs/bpf/oncache/links/<device>:<program>       tcx links
-//! /sys/fs/bpf/oncache/maps/<abi>-<flows>/<MAP>       maps of one layout and size
+//! /sys/fs/bpf/oncache/links/<device>:<program>         tcx links
+//! /sys/fs/bpf/oncache/links/<device>:<program>-netkit  links to a netkit device's peer hook
+//! /sys/fs/bpf/oncache/maps/<abi>-<flows>/<MAP>         maps of one layout and size
 //! ```
 //!
 //! A daemon that starts loads its programs over the pinned maps and replaces the programs in the
@@ -16,6 +17,7 @@ pub mod clock;
 pub mod counters;
 pub mod epoch;
 pub mod load;
+pub mod netkit_link;
 pub mod pins;
 mod test_run;
 mod upkeep;

@@ -9,10 +9,12 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
-        BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth,
-        InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoNetkit, InfoPortData,
+        InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, NetkitMode,
+        NetkitPolicy,
     },
 };
+use nix::errno::Errno;
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan};
 
 use super::{Mac, Netlink, NetlinkError};
@@ -30,13 +32,13 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// Set up by the administrator (`IFF_UP`), whether or not there is a carrier.
     pub up: bool,
-    /// Has a carrier (`IFF_LOWER_UP`): of a veth device, that the other end is up too.
+    /// Has a carrier (`IFF_LOWER_UP`): of an end of a pair, that the other end is up too.
     pub carrier: bool,
     /// Takes and gives packets as a port of a bridge.
     pub forwarding: bool,
     /// The interface index of the bridge or bond that this is a port of.
     pub controller: Option<u32>,
-    /// The driver's name (`bridge`, `vxlan`, `veth`); none for hardware and loopback.
+    /// The driver's name (`bridge`, `vxlan`, `veth`, `netkit`); none for hardware and loopback.
     pub kind: Option<String>,
     /// The free text of `ip link set alias`.
     pub alias: Option<String>,
@@ -62,9 +64,57 @@ pub struct VxlanParameters {
     pub link: Option<u32>,
 }
 
-/// One end of a veth pair.
+/// What drives a pair of devices, of which each gets what the other one sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct VethEnd<'a> {
+pub enum PairKind {
+    /// veth.
+    Veth,
+    /// netkit (Linux 6.7): programs can run where the far end sends.
+    Netkit,
+}
+
+impl PairKind {
+    /// The driver's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Veth => "veth",
+            Self::Netkit => "netkit",
+        }
+    }
+
+    /// Of a device, if it is an end of a pair.
+    #[must_use]
+    pub fn of(link: &Link) -> Option<Self> {
+        let kind = link.kind.as_deref()?;
+        [Self::Veth, Self::Netkit]
+            .into_iter()
+            .find(|it| it.name() == kind)
+    }
+
+    /// The driver and its parameters; `peer` is the far end.
+    fn parameters(self, peer: LinkMessage) -> (InfoKind, InfoData) {
+        match self {
+            Self::Veth => (InfoKind::Veth, InfoData::Veth(InfoVeth::Peer(peer))),
+            // All of it said, since the default mode has no link-layer addresses: a port of a bridge
+            // needs them. What programs leave alone passes. Scrubbing is left to its default, which
+            // clears the mark and is the only way before 6.13.
+            Self::Netkit => (
+                InfoKind::Netkit,
+                InfoData::Netkit(vec![
+                    InfoNetkit::Mode(NetkitMode::L2),
+                    InfoNetkit::Policy(NetkitPolicy::Pass),
+                    InfoNetkit::PeerPolicy(NetkitPolicy::Pass),
+                    InfoNetkit::Peer(peer),
+                ]),
+            ),
+        }
+    }
+}
+
+/// One end of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PairEnd<'a> {
     /// The device's name, at most 15 bytes.
     pub name: &'a str,
     /// The link-layer address.
@@ -198,16 +248,45 @@ impl Netlink {
         .await
     }
 
-    /// Creates a veth pair, both ends down, one end here and the other directly in another network
-    /// namespace: at no moment does a device of that name show here.
+    /// Whether the kernel has netkit devices.
+    ///
+    /// Asked by a request for one that no kernel grants, with a group address: the driver refuses that
+    /// (drivers/net/netkit.c, `netkit_validate`) before anything is made, and a kernel without the
+    /// driver refuses the driver (net/core/rtnetlink.c, `rtnl_newlink`).
+    ///
+    /// # Errors
+    /// [`NetlinkError`] with any other answer.
+    pub async fn has_netkit(&self) -> Result<bool, NetlinkError> {
+        const NAME: &str = "oncache-probe";
+        let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Netkit)
+            .name(NAME)
+            .address(vec![1, 0, 0, 0, 0, 0])
+            .build();
+        match self.create(NAME, message).await {
+            Ok(()) => {
+                let index = self.index_of(NAME).await?;
+                self.delete_link(index).await.map(|()| true)
+            }
+            Err(error) => match error.errno() {
+                Some(Errno::EADDRNOTAVAIL) => Ok(true),
+                Some(Errno::EOPNOTSUPP) => Ok(false),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Creates a pair, both ends down, one end here and the other directly in another network
+    /// namespace: at no moment does a device of that name show here. Of a netkit pair, the end here is
+    /// the primary.
     ///
     /// # Errors
     /// [`NetlinkError`] naming the device; nothing is left behind.
-    pub async fn create_veth(
+    pub async fn create_pair(
         &self,
-        here: VethEnd<'_>,
+        kind: PairKind,
+        here: PairEnd<'_>,
         alias: &str,
-        there: VethEnd<'_>,
+        there: PairEnd<'_>,
         namespace: BorrowedFd<'_>,
     ) -> Result<(), NetlinkError> {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
@@ -216,11 +295,12 @@ impl Netlink {
             .mtu(there.mtu)
             .setns_by_fd(namespace.as_raw_fd())
             .build();
-        let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth)
+        let (driver, parameters) = kind.parameters(peer);
+        let message = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(driver)
             .name(here.name)
             .address(here.mac.to_vec())
             .mtu(here.mtu)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .set_info_data(parameters)
             .build();
         self.create(here.name, message).await?;
         // IFLA_IFALIAS is silently ignored at creation (net/core/rtnetlink.c, rtnl_create_link).

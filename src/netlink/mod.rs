@@ -31,7 +31,7 @@ pub use conntrack::forget_connections;
 pub use errors::NetlinkError;
 pub use facts::host_facts;
 pub use generation::ruleset_generation;
-pub use links::{Link, VethEnd, VxlanParameters};
+pub use links::{Link, PairEnd, PairKind, VxlanParameters};
 pub use neighbours::{FdbEntry, Neighbour};
 pub use routes::{MAIN_TABLE, ROUTE_PROTOCOL, Route, RouteFilter, RouteReach};
 pub use watch::{Event, LinkState, Watch};

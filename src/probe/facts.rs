@@ -46,6 +46,8 @@ pub struct Facts {
     pub nft: Option<PathBuf>,
     /// Whether conntrack is there, by the sysctl that oncache sets.
     pub conntrack: bool,
+    /// Whether the kernel has netkit devices.
+    pub netkit: bool,
     /// IPv4 forwarding of the underlay device, if that is known.
     pub forwarding: Option<Forwarding>,
 }
@@ -60,9 +62,10 @@ pub struct Forwarding {
 }
 
 impl Facts {
-    /// Looks below `roots`; `underlay` is the underlay device, if it is known.
+    /// Looks below `roots`; `underlay` is the underlay device, if it is known. No file says whether there
+    /// is `netkit`: [`crate::netlink::Netlink::has_netkit`] asks.
     #[must_use]
-    pub fn gather(roots: &Roots, underlay: Option<&str>) -> Self {
+    pub fn gather(roots: &Roots, underlay: Option<&str>, netkit: bool) -> Self {
         let sysctl = roots.proc.join("sys");
         Self {
             capabilities: effective_capabilities(&roots.proc).unwrap_or_default(),
@@ -74,6 +77,7 @@ impl Facts {
             conntrack: sysctl
                 .join("net/netfilter/nf_conntrack_tcp_be_liberal")
                 .is_file(),
+            netkit,
             forwarding: underlay.map(|device| forwarding(&sysctl, device)),
         }
     }
@@ -140,7 +144,10 @@ mod tests {
     #[test]
     fn an_empty_host_has_nothing() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(Facts::gather(&roots(root.path()), None), Facts::default());
+        assert_eq!(
+            Facts::gather(&roots(root.path()), None, false),
+            Facts::default()
+        );
     }
 
     #[test]
@@ -165,11 +172,11 @@ mod tests {
         // A directory and a file that is not executable come first, and are passed over.
         fs::create_dir_all(root.join("bin/nft")).unwrap();
         write(root, "sbin/nft", "");
-        assert_eq!(Facts::gather(&roots(root), None).nft, None);
+        assert_eq!(Facts::gather(&roots(root), None, true).nft, None);
         let nft = root.join("sbin/nft");
         fs::set_permissions(&nft, fs::Permissions::from_mode(0o755)).unwrap();
 
-        let found = Facts::gather(&roots(root), Some("eth1.7"));
+        let found = Facts::gather(&roots(root), Some("eth1.7"), true);
         let expected = Facts {
             capabilities: 0x1ff_ffff_ffff,
             kernel_release: Some("6.18.44-generic".to_owned()),
@@ -177,6 +184,7 @@ mod tests {
             bpffs: false, // the directory alone is no mount
             nft: Some(nft),
             conntrack: true,
+            netkit: true,
             forwarding: Some(Forwarding {
                 device: "eth1.7".to_owned(),
                 enabled: Some(true),
@@ -191,7 +199,7 @@ mod tests {
 
     #[test]
     fn the_host_itself_tells_its_kernel() {
-        let found = Facts::gather(&Roots::host(), Some("lo"));
+        let found = Facts::gather(&Roots::host(), Some("lo"), false);
         assert!(found.kernel_release.is_some());
         assert!(found.forwarding.unwrap().enabled.is_some());
     }

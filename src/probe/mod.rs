@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use crate::config::Attach;
+use crate::config::{Attach, Config, ContainerDevice};
 
 mod facts;
 
@@ -58,16 +58,34 @@ impl ProbeReport {
     }
 }
 
-/// Looks at this host. `underlay` is the underlay device, if it is known; `attach` is how the
-/// programs shall be attached.
+/// What the configuration asks of the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// How the programs shall be attached.
+    pub attach: Attach,
+    /// What containers shall be connected by.
+    pub device: ContainerDevice,
+}
+
+impl From<&Config> for Wishes {
+    fn from(config: &Config) -> Self {
+        Self {
+            attach: config.cache.attach,
+            device: config.container.device,
+        }
+    }
+}
+
+/// Looks at this host. `underlay` is the underlay device, if it is known; `netkit` whether the kernel
+/// has netkit devices.
 #[must_use]
-pub fn probe(roots: &Roots, underlay: Option<&str>, attach: Attach) -> ProbeReport {
-    judge(&Facts::gather(roots, underlay), attach)
+pub fn probe(roots: &Roots, underlay: Option<&str>, netkit: bool, wishes: Wishes) -> ProbeReport {
+    judge(&Facts::gather(roots, underlay, netkit), wishes)
 }
 
 /// Decides what `facts` mean for oncache.
 #[must_use]
-pub fn judge(facts: &Facts, attach: Attach) -> ProbeReport {
+pub fn judge(facts: &Facts, wishes: Wishes) -> ProbeReport {
     let version = facts.kernel_release.as_deref().and_then(kernel_version);
     let mut findings = vec![
         net_admin(facts),
@@ -76,7 +94,8 @@ pub fn judge(facts: &Facts, attach: Attach) -> ProbeReport {
         kernel(facts, version),
         btf(facts),
         bpffs(facts),
-        tcx(version, attach),
+        tcx(version, wishes.attach),
+        netkit(facts.netkit, wishes.device),
         nft(facts),
         conntrack(facts),
     ];
@@ -221,6 +240,23 @@ fn tcx(version: Option<(u32, u32)>, attach: Attach) -> Finding {
     )
 }
 
+fn netkit(present: bool, device: ContainerDevice) -> Finding {
+    optional(
+        "netkit",
+        match (device, present) {
+            (ContainerDevice::Netkit, true) => Ok("netkit: available".to_owned()),
+            (ContainerDevice::Netkit, false) => Err(
+                "netkit: this kernel has none (Linux 6.7, CONFIG_NETKIT) and container.device asks \
+                 for it, so no container can be added; set container.device = \"auto\""
+                    .to_owned(),
+            ),
+            (ContainerDevice::Auto | ContainerDevice::Veth, _) => {
+                Ok("netkit: not asked for, veth will be used".to_owned())
+            }
+        },
+    )
+}
+
 fn nft(facts: &Facts) -> Finding {
     required(
         "nft",
@@ -296,6 +332,7 @@ mod tests {
             bpffs: true,
             nft: Some(PathBuf::from("/usr/sbin/nft")),
             conntrack: true,
+            netkit: false,
             forwarding: Some(Forwarding {
                 device: "eth1".to_owned(),
                 enabled: Some(true),
@@ -312,10 +349,10 @@ mod tests {
 
     #[test]
     fn a_good_host_lacks_nothing() {
-        let report = judge(&good(), Attach::Auto);
+        let report = judge(&good(), Wishes::default());
         assert_eq!(report.lacking().collect::<Vec<_>>(), Vec::<&Finding>::new());
         assert!(report.can_run());
-        assert_eq!(report.findings.len(), 10);
+        assert_eq!(report.findings.len(), 11);
     }
 
     #[test]
@@ -339,7 +376,7 @@ mod tests {
         for (id, required, change, text) in cases {
             let mut facts = good();
             change(&mut facts);
-            let report = judge(&facts, Attach::Auto);
+            let report = judge(&facts, Wishes::default());
             let lacking: Vec<&Finding> = report.lacking().collect();
             assert_eq!(lacking.len(), 1, "{id}: {lacking:?}");
             assert_eq!((lacking[0].id, lacking[0].required), (*id, *required));
@@ -391,13 +428,41 @@ mod tests {
     }
 
     #[test]
+    fn netkit_is_missed_only_where_it_is_asked_for() {
+        let cases = [
+            (ContainerDevice::Auto, false, true, "veth will be used"),
+            (ContainerDevice::Auto, true, true, "veth will be used"),
+            (ContainerDevice::Veth, true, true, "veth will be used"),
+            (ContainerDevice::Netkit, true, true, "netkit: available"),
+            (
+                ContainerDevice::Netkit,
+                false,
+                false,
+                "set container.device = \"auto\"",
+            ),
+        ];
+        for (device, netkit, ok, text) in cases {
+            let facts = Facts { netkit, ..good() };
+            let wishes = Wishes {
+                device,
+                ..Wishes::default()
+            };
+            let report = judge(&facts, wishes);
+            let finding = report.findings.iter().find(|it| it.id == "netkit").unwrap();
+            assert_eq!(finding.ok, ok, "{device:?} {netkit}");
+            assert!(finding.message.contains(text), "{}", finding.message);
+            assert!(report.can_run(), "{device:?} {netkit}");
+        }
+    }
+
+    #[test]
     fn the_oldest_kernel_with_all_it_takes_is_old_enough() {
         let facts = Facts {
             kernel_release: Some("5.15.0".to_owned()),
             ..good()
         };
         assert!(
-            judge(&facts, Attach::Auto)
+            judge(&facts, Wishes::default())
                 .lacking()
                 .all(|finding| finding.id != "kernel")
         );
@@ -409,7 +474,7 @@ mod tests {
             forwarding: None,
             ..good()
         };
-        let report = judge(&facts, Attach::Auto);
+        let report = judge(&facts, Wishes::default());
         assert!(
             report
                 .findings
@@ -430,7 +495,7 @@ mod tests {
 
     #[test]
     fn scripts_see_the_words_of_the_fields() {
-        let json = serde_json::to_value(judge(&good(), Attach::Auto)).unwrap();
+        let json = serde_json::to_value(judge(&good(), Wishes::default())).unwrap();
         assert_eq!(json["findings"][0]["id"], "cap_net_admin");
         assert_eq!(json["findings"][0]["ok"], true);
     }

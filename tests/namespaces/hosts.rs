@@ -4,8 +4,8 @@ use std::{net::Ipv4Addr, os::fd::AsFd, time::Duration};
 
 use ipnet::Ipv4Net;
 use oncache::{
-    config::{Attach, Cache, Config, MarkMask, Node, Overlay, Peer},
-    netlink::{Netlink, VethEnd},
+    config::{Attach, Cache, Config, Container, MarkMask, Node, Overlay, Peer},
+    netlink::{Netlink, PairEnd, PairKind},
     overlay::{
         nftables::Marks,
         reconcile::{ReconcileErrors, reconcile},
@@ -48,6 +48,7 @@ pub fn config(namespace: &Namespace, host: u8, peer: u8) -> Config {
             port: 4789,
             mtu: 1450,
         },
+        container: Container::default(),
         cache: Cache {
             enabled: false,
             flows: 65536,
@@ -71,12 +72,12 @@ pub fn hosts() -> [Namespace; 2] {
     let hosts = [Namespace::new(), Namespace::new()];
     hosts[0].block_on(|| async {
         let netlink = Netlink::new().expect("netlink");
-        let end = |number| VethEnd {
+        let end = |number| PairEnd {
             name: "eth1",
             mac: [2, 0, 0, 0, 0, number],
             mtu: 1500,
         };
-        let made = netlink.create_veth(end(1), "wire", end(2), hosts[1].as_fd());
+        let made = netlink.create_pair(PairKind::Veth, end(1), "wire", end(2), hosts[1].as_fd());
         made.await.expect("a wire");
     });
     for (host, number) in hosts.iter().zip([1, 2]) {
