@@ -1,8 +1,8 @@
 # The scenarios of vmtests/ on NixOS machines: the same files that the bundled runner runs on Debian's.
 #
 # vmtests/scenarios.json names them: { "two-hosts": { "machines": [ "alpha", "beta" ], "kernel": "6.12" } }; the
-# kernel is NixOS's default unless it is given. The script of a scenario is vmtests/NAME.py; its machines
-# are those of hosts.nix.
+# kernel is NixOS's default unless it is given, and so is the containers' device. The script of a scenario is
+# vmtests/NAME.py unless another is given; its machines are those of hosts.nix.
 { pkgs, module }:
 let
   inherit (pkgs) lib;
@@ -10,7 +10,7 @@ let
   list = ../vmtests/scenarios.json;
   scenarios = if builtins.pathExists list then lib.importJSON list else { };
 
-  machine = kernel: name: {
+  machine = kernel: device: name: {
     imports = [ module ];
     boot.kernelPackages = lib.mkIf (
       kernel != null
@@ -31,7 +31,8 @@ let
     services.oncache = {
       enable = true;
       openFirewall = true;
-      settings = data.settings name;
+      settings =
+        data.settings name // lib.optionalAttrs (device != null) { container = { inherit device; }; };
     };
     # What the scenarios use; Debian's machines have the same.
     environment.systemPackages = [
@@ -50,14 +51,19 @@ let
     {
       machines,
       kernel ? null,
+      device ? null,
+      script ? name,
       ...
     }:
     pkgs.testers.runNixOSTest {
       name = "oncache-${name}";
-      nodes = lib.genAttrs machines (machine kernel);
-      testScript = builtins.readFile (../vmtests + "/${name}.py");
+      nodes = lib.genAttrs machines (machine kernel device);
+      testScript = builtins.readFile (../vmtests + "/${script}.py");
       # The scripts are the runner's, too, which has no types for the driver's names.
       skipTypeCheck = true;
     };
 in
-lib.mapAttrs' (name: scenario: lib.nameValuePair "vm-${name}" (test name scenario)) scenarios
+# Those that count instructions are the bundled runner's alone.
+lib.mapAttrs' (name: scenario: lib.nameValuePair "vm-${name}" (test name scenario)) (
+  lib.filterAttrs (_: scenario: !(scenario.counted or false)) scenarios
+)

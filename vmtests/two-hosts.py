@@ -38,6 +38,11 @@ with subtest("the daemon says that it is ready, on both"):
 with subtest("a container on each"):
     alpha.succeed("oncache container add web")
     beta.succeed("oncache container add web")
+    for host in (alpha, beta):
+        config = host.succeed("cat /etc/oncache/config.toml")
+        kind = json.loads(host.succeed("ip -j -d link show onc-web"))[0]["linkinfo"]["info_kind"]
+        print(f"{host.name}: a container on {kind}")
+        assert kind == ("netkit" if 'device = "netkit"' in config else "veth"), kind
 
 with subtest("a first packet, by the slow path"):
     alpha.succeed("ip netns exec web ping -c 1 -W 10 10.42.2.2")

@@ -26,16 +26,23 @@ def scenarios() -> dict[str, dict]:
     return json.loads((layout.VMTESTS / "scenarios.json").read_text())
 
 
+def boots(scenario: dict) -> bool:
+    """Whether its machines are not to be restored; the snapshot's have another clock than those that count."""
+    return scenario.get("cold", False) or scenario.get("counted", False)
+
+
 def command(name: str, scenario: dict, cold: bool, results: Path) -> list[str]:
     return [
         # The scenario ends with this process, and everything in its PID namespace with the scenario.
         *("setpriv", "--pdeathsig", "KILL"),
         *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"),
-        *(sys.executable, "-m", "runner.scenario", name, ",".join(scenario["machines"])),
+        *(sys.executable, "-m", "runner.scenario", scenario.get("script", name), ",".join(scenario["machines"])),
         scenario.get("kernel", image.DEFAULT_KERNEL),
-        "1" if cold or scenario.get("cold", False) else "0",
+        "1" if cold or boots(scenario) else "0",
         str(scenario.get("timeout", TIMEOUT)),
         str(results),
+        scenario.get("device", ""),
+        "1" if scenario.get("counted", False) else "0",
     ]
 
 
@@ -120,7 +127,7 @@ def prepare(names: list[str], known: dict[str, dict], cold: bool) -> None:
     if not layout.BINARY.exists():
         raise RunnerError(f"{layout.BINARY} is not there: run `make build`")
     built = image.ready()
-    kernels = {known[name].get("kernel", image.DEFAULT_KERNEL) for name in names if not known[name].get("cold", cold)}
+    kernels = {known[name].get("kernel", image.DEFAULT_KERNEL) for name in names if not boots(known[name])}
     for kernel in sorted(kernels) if not cold else []:
         snapshot.ready(built, kernel)
 

@@ -70,8 +70,10 @@ class Machine:
         master: snapshot.Snapshot | None,
         directory: Path,
         log: Log,
+        counted: bool = False,
     ) -> None:
         self.name = name
+        self.counted = counted
         self.image = image
         self.kernel = kernel
         self.tap = tap
@@ -104,6 +106,7 @@ class Machine:
             mac=payload.mac(self.name),
             snapshot=self.master.memory if restore else None,
             allow_reboot=allow_reboot,
+            counted=self.counted,
         )
         self.log.line(self.name, "is restored" if restore else "boots")
         self.qemu = qemu.Qemu(boot, self.directory)

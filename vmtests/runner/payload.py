@@ -52,8 +52,8 @@ def mac(machine: str) -> str:
     return f"52:54:00:12:01:{number(machine):02x}"
 
 
-def files(machine: str, binary: Path) -> dict[str, tuple[bytes, int]]:
-    """Path -> content and mode."""
+def files(machine: str, binary: Path, device: str = "") -> dict[str, tuple[bytes, int]]:
+    """Path -> content and mode. `device` is what containers are connected by, if not by the default."""
     node = settings(machine)["node"]
     network = (
         f"[Match]\nName={node['underlay']}\n\n"
@@ -70,18 +70,20 @@ def files(machine: str, binary: Path) -> dict[str, tuple[bytes, int]]:
         for file in (REFERENCE / source).iterdir():
             if file.name not in EXAMPLES:
                 found[f"{target}/{file.name}"] = (file.read_bytes(), 0o644)
-    config = REFERENCE / "hosts" / machine / "config.toml"
-    found["etc/oncache/config.toml"] = (config.read_bytes(), 0o644)
+    config = (REFERENCE / "hosts" / machine / "config.toml").read_bytes()
+    if device:
+        config += f'\n[container]\ndevice = "{device}"\n'.encode()
+    found["etc/oncache/config.toml"] = (config, 0o644)
     found["usr/local/sbin/oncache"] = (binary.read_bytes(), 0o755)
     return found
 
 
-def write(machine: str, binary: Path, destination: Path) -> None:
+def write(machine: str, binary: Path, destination: Path, device: str = "") -> None:
     if not binary.exists():
         raise RunnerError(f"{binary} is not there: run `make build`")
     with open(destination, "wb") as file:
         with tarfile.open(fileobj=file, mode="w") as archive:
-            for path, (content, mode) in files(machine, binary).items():
+            for path, (content, mode) in files(machine, binary, device).items():
                 info = tarfile.TarInfo(path)
                 info.size, info.mode = len(content), mode
                 archive.addfile(info, io.BytesIO(content))
