@@ -10,7 +10,7 @@ let
   list = ../vmtests/scenarios.json;
   scenarios = if builtins.pathExists list then lib.importJSON list else { };
 
-  machine = kernel: device: name: {
+  machine = kernel: device: processors: name: {
     imports = [ module ];
     boot.kernelPackages = lib.mkIf (
       kernel != null
@@ -21,6 +21,7 @@ let
     virtualisation = {
       vlans = [ 1 ];
       memorySize = 512;
+      cores = processors;
     };
     networking.interfaces.${data.underlay}.ipv4.addresses = lib.mkForce [
       {
@@ -52,12 +53,13 @@ let
       machines,
       kernel ? null,
       device ? null,
+      processors ? 1,
       script ? name,
       ...
     }:
     pkgs.testers.runNixOSTest {
       name = "oncache-${name}";
-      nodes = lib.genAttrs machines (machine kernel device);
+      nodes = lib.genAttrs machines (machine kernel device processors);
       testScript = builtins.readFile (../vmtests + "/${script}.py");
       # The scripts are the runner's, too, which has no types for the driver's names.
       skipTypeCheck = true;

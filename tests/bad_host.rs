@@ -212,3 +212,58 @@ fn without_btf_the_fast_path_is_warned_about_and_works() {
     let took = until_fast([alpha, beta], &client, &server);
     println!("fast path after {took:?}");
 }
+
+#[test]
+fn without_netkit_who_asks_for_it_is_told_and_gets_no_other_device() {
+    let lab = two_hosts();
+    let host = lab.alpha();
+    let there = host.output(&["ip", "link", "add", "probe", "type", "netkit"]);
+    if there.status.success() {
+        host.run(&["ip", "link", "del", "probe"]);
+        println!("this kernel has netkit: vmtests/netkit.py says the rest");
+    }
+    let netkit = host
+        .default_config()
+        .extra("[container]\ndevice = \"netkit\"");
+    host.write_config(&netkit.to_string());
+    let config = host.config_path().display().to_string();
+    let checked = host.oncache_ok(&["check", "--config", &config]);
+    println!("{checked}");
+    let warnings = verdicts(&checked, "warning");
+    let warned = warnings.iter().any(|line| {
+        line.starts_with("netkit: this kernel has none") && line.contains("container.device")
+    });
+    assert_eq!(warned, !there.status.success(), "{checked}");
+    host.start();
+    if there.status.success() {
+        host.oncache_ok(&["container", "add", "web"]);
+        let link = host.run(&["ip", "-d", "link", "show", "onc-web"]);
+        assert!(link.contains("netkit"), "{link}");
+        return;
+    }
+    let warnings = status(host)["warnings"].to_string();
+    assert!(
+        warnings.contains("netkit: this kernel has none"),
+        "{warnings}"
+    );
+    let before = host.snapshot();
+    let line = refused(host, &["container", "add", "web"]);
+    println!("{line}");
+    assert!(
+        line.contains("container web: this kernel has no netkit devices")
+            && line.contains("\"auto\""),
+        "{line}"
+    );
+    assert_same(&before, &host.snapshot(), "after a container was refused");
+
+    // As the line says.
+    let auto = host
+        .default_config()
+        .extra("[container]\ndevice = \"auto\"");
+    host.write_config(&auto.to_string());
+    host.signal(Signal::SIGHUP);
+    assert!(host.wait_notified("READY=1", 2, PATIENCE));
+    host.add_container("web");
+    let link = host.run(&["ip", "-d", "link", "show", "onc-web"]);
+    assert!(link.contains("veth"), "{link}");
+}

@@ -308,6 +308,24 @@ with subtest("set down inside: the sender is told, and up again it is reached"):
     hits, judged = send(alpha, "tcp", "10.42.2.2")
     assert hits > 0.8 * judged, (hits, judged)
 
+with subtest("by the peer hook where the rest are filters of clsact, and back"):
+    for attach in ("clsact", "auto"):
+        alpha.succeed(
+            f"sed '/^attach = /d; s/^enabled = .*/&\\nattach = \"{attach}\"/' /etc/oncache/config.toml >/tmp/config.toml",
+            "cp --remove-destination /tmp/config.toml /etc/oncache/config.toml",
+            "systemctl reload oncache",
+        )
+        wanted = "clsact" if attach == "clsact" else "tcx"
+        retry(lambda _: json.loads(alpha.succeed("oncache status --json"))["cache"]["attach"] == wanted, 60)
+        found = programs(alpha)
+        print(f"{attach}: {[(*key, found[key]['link']) for key in found]}")
+        assert found["onc-web", "egress"]["link"] == "netkit", found
+        assert len(found) == (1 if attach == "clsact" else 4), found
+        filters = alpha.succeed("tc filter show dev onc-web egress; tc filter show dev onc-web ingress").count(" bpf ")
+        assert (filters > 0) == (attach == "clsact"), filters
+        hits, judged = send(alpha, "tcp", "10.42.2.2")
+        assert hits > 0.8 * judged, (hits, judged)
+
 with subtest("down leaves nothing"):
     alpha.succeed("systemctl start oncache-down.service")
     alpha.fail("ip -br link | grep -E 'onc|nk'", "ls /sys/fs/bpf/oncache", "nft list ruleset | grep oncache")

@@ -70,10 +70,10 @@ class Machine:
         master: snapshot.Snapshot | None,
         directory: Path,
         log: Log,
-        counted: bool = False,
+        variant: dict | None = None,
     ) -> None:
         self.name = name
-        self.counted = counted
+        self.variant = variant or {}
         self.image = image
         self.kernel = kernel
         self.tap = tap
@@ -106,7 +106,8 @@ class Machine:
             mac=payload.mac(self.name),
             snapshot=self.master.memory if restore else None,
             allow_reboot=allow_reboot,
-            counted=self.counted,
+            counted=self.variant.get("counted", False),
+            processors=self.variant.get("processors", 1),
         )
         self.log.line(self.name, "is restored" if restore else "boots")
         self.qemu = qemu.Qemu(boot, self.directory)

@@ -61,6 +61,7 @@ class Boot:
     allow_reboot: bool = False
     # The guest's clock counts its instructions, one a nanosecond, and stands for nothing else.
     counted: bool = False
+    processors: int = 1
 
 
 def arguments(boot: Boot, directory: Path) -> list[str]:
@@ -76,7 +77,7 @@ def arguments(boot: Boot, directory: Path) -> list[str]:
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", "pc-i440fx-7.2", "-accel", f"tcg,thread={threads},tb-size=128"),
         *counting,
-        *("-cpu", CPU, "-smp", "1", "-m", str(MEMORY_MB)),
+        *("-cpu", CPU, "-smp", str(boot.processors), "-m", str(MEMORY_MB)),
         *("-rtc", f"base=utc,clock={clock}"),
         *("-kernel", str(boot.image.kernel(boot.kernel)), "-initrd", str(boot.image.initramfs(boot.kernel))),
         *("-append", " ".join(words)),

@@ -82,7 +82,7 @@ def globals_of(machines: list[Machine], subtests: Subtests, log: Log) -> dict:
     }
 
 
-def run(name: str, machine_names: list[str], kernel: str, cold: bool, results: Path, device: str, counted: bool) -> int:
+def run(name: str, machine_names: list[str], kernel: str, cold: bool, results: Path, variant: dict) -> int:
     log = Log()
     subtests = Subtests(log)
     script = layout.VMTESTS / f"{name}.py"
@@ -95,8 +95,8 @@ def run(name: str, machine_names: list[str], kernel: str, cold: bool, results: P
         directory = results / machine
         shutil.rmtree(directory, ignore_errors=True)
         network.add_tap(f"tap{index}", TAP_MTU)
-        machines.append(Machine(machine, built, kernel, f"tap{index}", master, directory, log, counted))
-        payload.write(machine, layout.BINARY, directory / "payload.tar", device)
+        machines.append(Machine(machine, built, kernel, f"tap{index}", master, directory, log, variant))
+        payload.write(machine, layout.BINARY, directory / "payload.tar", variant.get("device", ""))
     failure = None
     try:
         code = compile(script.read_text(), str(script), "exec")
@@ -155,8 +155,8 @@ def show_machines(machines: list[Machine], log: Log) -> None:
 
 def main() -> int:
     """argv: script's name, machines (comma-separated), kernel, cold (0 or 1), time-out in seconds, results'
-    directory, containers' device (empty for the default), whether the clock counts instructions (0 or 1)."""
-    name, machine_names, kernel, cold, timeout, results, device, counted = sys.argv[1:]
+    directory, what scenarios.json has of device, counted and processors (JSON)."""
+    name, machine_names, kernel, cold, timeout, results, variant = sys.argv[1:]
 
     def out_of_time(_signal, _frame):
         # Once for the scenario, and once for what it does on its way out.
@@ -170,7 +170,7 @@ def main() -> int:
     signal.signal(signal.SIGALRM, out_of_time)
     signal.signal(signal.SIGTERM, ended)
     signal.alarm(int(timeout))
-    return run(name, machine_names.split(","), kernel, cold == "1", Path(results), device, counted == "1")
+    return run(name, machine_names.split(","), kernel, cold == "1", Path(results), json.loads(variant))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,14 @@ class Variants(unittest.TestCase):
             self.assertEqual(any("thread=single" in argument for argument in arguments), counted)
             self.assertIn(f"base=utc,clock={'vm' if counted else 'host'}", arguments)
 
-    def test_a_counted_machine_is_not_restored(self) -> None:
+    def test_processors_are_as_many_as_given(self) -> None:
+        disks = qemu.Disks(Path("root"), Path("state"), Path("payload"))
+        boot = qemu.Boot(Image(Path("image")), "6.12", disks, None, "52:54:00:12:01:01", processors=2)
+        arguments = qemu.arguments(boot, Path("directory"))
+        self.assertEqual(arguments[arguments.index("-smp") + 1], "2")
+
+    def test_what_the_snapshot_is_not_like_is_not_restored(self) -> None:
+        self.assertTrue(runner.boots({"processors": 2}))
         self.assertTrue(runner.boots({"counted": True}))
         self.assertTrue(runner.boots({"cold": True}))
         self.assertFalse(runner.boots({"machines": []}))
