@@ -2,7 +2,7 @@
 //!
 //! | program | where | does |
 //! | --- | --- | --- |
-//! | `egress` | tc ingress of a container's host-side device | container to NIC by the cache |
+//! | `egress` | tc ingress of a container's host-side device, or netkit's peer hook | container to NIC by the cache |
 //! | `egress_init` | tc egress of the underlay device | learns from encapsulated packets |
 //! | `ingress` | tc ingress of the underlay device | NIC to container by the cache |
 //! | `ingress_init` | tc egress of a container's host-side device | learns from delivered packets |
