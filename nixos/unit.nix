@@ -199,6 +199,7 @@ in
         # Not Requires=: the container stays connected while the daemon restarts.
         Wants = [ "oncache.service" ];
         After = [ "oncache.service" ];
+        StartLimitIntervalSec = 0;
       }
       // (
         if owner == null then
@@ -217,6 +218,10 @@ in
         ExecStart =
           "${program} container add ${name}" + (if address == null then "" else " --ip ${address}");
         ExecStop = "${program} container del ${name}";
+        # A daemon whose first start fails counts as started to those that come after it, though it
+        # tries again: so does the container, until there is one.
+        Restart = "on-failure";
+        RestartSec = 2;
       };
       Install.WantedBy = [ "multi-user.target" ];
     };

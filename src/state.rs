@@ -3,6 +3,8 @@
 //!
 //! One JSON file, replaced atomically. A container is noted before anything is made for it, so a
 //! crash in the middle leaves a record to clean up by, never an unknown device.
+//!
+//! Most of it tells of the running kernel, and ends with it: see [`State::enter_boot`].
 
 use std::{
     collections::BTreeMap,
@@ -24,10 +26,16 @@ use crate::config::Rule;
 const VERSION: u32 = 1;
 const FILE: &str = "state.json";
 
+/// Another one after each boot (drivers/char/random.c, `proc_do_uuid`).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// The state, as written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     version: u32,
+    /// The kernel's boot that the rest tells of; absent in files of versions that did not note it.
+    #[serde(default)]
+    pub boot: Option<String>,
     /// Containers by name.
     pub containers: BTreeMap<String, Container>,
     /// The address given out last: the search for the next begins behind it, so that an address
@@ -73,6 +81,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             version: VERSION,
+            boot: None,
             containers: BTreeMap::new(),
             last_address: None,
             tcp_be_liberal: None,
@@ -80,6 +89,26 @@ impl Default for State {
             underlay: None,
             policy: Vec::new(),
         }
+    }
+}
+
+impl State {
+    /// Drops what a former boot of the host has taken along, and returns the names of its containers.
+    ///
+    /// To look for it instead would not do: inode numbers of namespaces are given out anew from the
+    /// same start (fs/proc/generic.c, `proc_alloc_inum`), so that of a container that is gone may be
+    /// that of somebody else's namespace at the same path; and kernel settings and qdiscs are by
+    /// now what others have made them. Run-time rules and the order of addresses go on. A state without
+    /// a boot is taken for one of this boot.
+    pub fn enter_boot(&mut self, boot: &str) -> Vec<String> {
+        let former = self.boot.replace(boot.to_owned());
+        if former.is_none_or(|former| former == boot) {
+            return Vec::new();
+        }
+        self.tcp_be_liberal = None;
+        self.clsact.clear();
+        self.underlay = None;
+        std::mem::take(&mut self.containers).into_keys().collect()
     }
 }
 
@@ -176,6 +205,22 @@ impl Store {
         }
     }
 
+    /// Reads the state as it is in this boot of the host, and names the containers of a former one.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`] if the file can't be read or understood, or the kernel does not name its boot.
+    pub fn load_present(&self) -> Result<(State, Vec<String>), StateError> {
+        let mut state = self.load()?;
+        let boot = fs::read_to_string(BOOT_ID).map_err(|source| StateError::File {
+            action: "read",
+            path: BOOT_ID.into(),
+            source,
+        })?;
+        let gone = state.enter_boot(boot.trim());
+        Ok((state, gone))
+    }
+
     /// Writes the state: all of it or, after a crash, the old one.
     ///
     /// # Errors
@@ -247,6 +292,38 @@ mod tests {
         store.remove().unwrap();
         assert_eq!(fs::read_dir(&store.directory).unwrap().count(), 0);
         assert_eq!(store.load().unwrap(), State::default());
+    }
+
+    #[test]
+    fn a_reboot_ends_what_was_of_the_kernel() {
+        let container = Container {
+            ip: Ipv4Addr::new(10, 42, 1, 10),
+            netns: "/run/netns/web".into(),
+            owned_netns: Some(4_026_532_300),
+            ifname: "eth0".into(),
+            device: "onc-web".into(),
+            pending: false,
+        };
+        let before = State {
+            containers: BTreeMap::from([("web".to_owned(), container)]),
+            last_address: Some(Ipv4Addr::new(10, 42, 1, 10)),
+            tcp_be_liberal: Some(0),
+            clsact: vec!["eth1".to_owned()],
+            underlay: Some("eth1".to_owned()),
+            ..State::default()
+        };
+        let mut state = before.clone();
+        // Of a version that did not note it: of this boot, as far as is known.
+        assert!(state.enter_boot("one").is_empty());
+        assert!(state.enter_boot("one").is_empty());
+        assert_eq!(state.containers, before.containers);
+        assert_eq!(state.enter_boot("two"), ["web"]);
+        let wanted = State {
+            boot: Some("two".to_owned()),
+            last_address: before.last_address,
+            ..State::default()
+        };
+        assert_eq!(state, wanted);
     }
 
     #[test]

@@ -33,7 +33,7 @@ async fn without_daemon(socket: &Path, state: PathBuf) -> anyhow::Result<()> {
     // Refuses if a daemon lives that only did not answer.
     let _lock = Lock::take()?;
     let store = Store::new(state);
-    let state = store.load()?;
+    let (state, _) = store.load_present()?;
     let netlink = Netlink::new()?;
     teardown::down(
         &netlink,

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::{
     DaemonError,
@@ -74,7 +74,12 @@ impl Node {
         invalidator: Invalidator,
         has_netkit: bool,
     ) -> Result<Self, DaemonError> {
-        let state = store.load()?;
+        let (state, gone) = store.load_present()?;
+        for name in gone {
+            warn!(
+                "container {name}: gone with the host's last boot; add it again, or by a unit at each boot"
+            );
+        }
         Ok(Self {
             netlink,
             sysctls: Sysctls::default(),

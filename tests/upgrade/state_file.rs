@@ -65,3 +65,45 @@ fn a_state_with_fields_that_are_not_known_is_read() {
     );
     assert_eq!(alpha.container("web").ip, web.ip);
 }
+
+#[test]
+fn what_a_reboot_has_taken_is_not_looked_for() {
+    let lab = two_hosts();
+    let alpha = lab.alpha();
+    alpha.start();
+    let web = alpha.add_container("web");
+    alpha.add_container("db");
+    alpha.stop();
+    // A reboot takes the devices. Then somebody makes a namespace of the name, which gets the number that the
+    // container's had.
+    alpha.sh(&format!(
+        "ip link del onc-web; ip link del onc-db; ip netns del db
+         sed -i 's/\"boot\": \"[^\"]*\"/\"boot\": \"another\"/' {STATE}
+         grep -q '\"boot\": \"another\"' {STATE}"
+    ));
+    let namespace = "stat --format %i /run/netns/web";
+    let before = alpha.sh(namespace);
+    alpha.start();
+    assert_eq!(alpha.sh(namespace), before, "it is somebody else's");
+    let log = alpha.log();
+    for name in ["web", "db"] {
+        let line = format!("container {name}: gone with the host's last boot");
+        assert_eq!(log.matches(&line).count(), 1, "{log}");
+    }
+    let listed = alpha.oncache_json(&["container", "list", "--json"]);
+    assert_eq!(listed.as_array().map(Vec::len), Some(0), "{listed}");
+    // Its address is free, and the name.
+    let address = web.ip.to_string();
+    alpha.oncache_ok(&["container", "add", "db", "--ip", &address]);
+    alpha.oncache_ok(&["container", "add", "web", "--netns", "/run/netns/web"]);
+    alpha.stop();
+    alpha.start();
+    let listed = alpha.oncache_json(&["container", "list", "--json"]);
+    assert_eq!(listed.as_array().map(Vec::len), Some(2), "{listed}");
+    alpha.oncache_ok(&["down"]);
+    assert_eq!(
+        alpha.sh(namespace),
+        before,
+        "down leaves what it has not made"
+    );
+}
