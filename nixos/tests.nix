@@ -1,8 +1,9 @@
 # The scenarios of vmtests/ on NixOS machines: the same files that the bundled runner runs on Debian's.
 #
-# vmtests/scenarios.json names them: { "two-hosts": { "machines": [ "alpha", "beta" ], "kernel": "6.12" } }; the
-# kernel is NixOS's default unless it is given, and so is the containers' device. The script of a scenario is
-# vmtests/NAME.py unless another is given; its machines are those of hosts.nix.
+# vmtests/scenarios.json names them: { "two-hosts": { "machines": [ "alpha", "beta" ], "kernel": "6.12",
+# "containers": { "alpha": { "web": "10.42.1.10" } } } }; the kernel is NixOS's default unless it is given, and so is
+# the containers' device; containers are connected by units at each boot. The script of a scenario is vmtests/NAME.py
+# unless another is given; its machines are those of hosts.nix.
 { pkgs, module }:
 let
   inherit (pkgs) lib;
@@ -10,8 +11,25 @@ let
   list = ../vmtests/scenarios.json;
   scenarios = if builtins.pathExists list then lib.importJSON list else { };
 
-  machine = kernel: device: processors: name: {
+  # Without a NixOS container in it, hence not by services.oncache.containers.
+  containerUnit =
+    name: address:
+    let
+      unit = (import ./unit.nix { program = "/run/current-system/sw/bin/oncache"; }).container {
+        inherit name address;
+      };
+    in
+    lib.nameValuePair "oncache-container-${name}" {
+      wants = unit.Unit.Wants;
+      after = unit.Unit.After;
+      unitConfig = { inherit (unit.Unit) StartLimitIntervalSec; };
+      serviceConfig = unit.Service;
+      wantedBy = unit.Install.WantedBy;
+    };
+
+  machine = kernel: containers: device: processors: name: {
     imports = [ module ];
+    systemd.services = lib.mapAttrs' containerUnit (containers.${name} or { });
     boot.kernelPackages = lib.mkIf (
       kernel != null
     ) pkgs."linuxPackages_${lib.replaceStrings [ "." ] [ "_" ] kernel}";
@@ -38,6 +56,8 @@ let
     # What the scenarios use; Debian's machines have the same.
     environment.systemPackages = [
       pkgs.bpftools
+      pkgs.conntrack-tools
+      pkgs.ethtool
       pkgs.iperf3
       pkgs.iproute2
       pkgs.iputils
@@ -55,11 +75,12 @@ let
       device ? null,
       processors ? 1,
       script ? name,
+      containers ? { },
       ...
     }:
     pkgs.testers.runNixOSTest {
       name = "oncache-${name}";
-      nodes = lib.genAttrs machines (machine kernel device processors);
+      nodes = lib.genAttrs machines (machine kernel containers device processors);
       testScript = builtins.readFile (../vmtests + "/${script}.py");
       # The scripts are the runner's, too, which has no types for the driver's names.
       skipTypeCheck = true;

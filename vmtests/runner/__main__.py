@@ -7,6 +7,7 @@ anything else, and none of them outlives it, however it ends.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import os
 import shutil
@@ -15,11 +16,14 @@ import sys
 import time
 from pathlib import Path
 
-from . import image, layout, report, snapshot
+from . import broken, image, layout, report, snapshot
 from .errors import RunnerError
 
 # Where scenarios.json says nothing.
 TIMEOUT = 600
+
+# A scenario waits more than it computes, and has a third of a gigabyte to a whole one.
+JOBS = min(os.cpu_count() or 1, 4)
 
 
 def scenarios() -> dict[str, dict]:
@@ -31,29 +35,42 @@ def boots(scenario: dict) -> bool:
     return scenario.get("cold", False) or scenario.get("counted", False) or "processors" in scenario
 
 
-def command(name: str, scenario: dict, cold: bool, results: Path) -> list[str]:
+def settings(name: str, scenario: dict, cold: bool, results: Path) -> dict:
+    """All that runner.scenario is to know."""
+    return {
+        "script": scenario.get("script", name),
+        "broken": scenario.get("broken"),
+        "machines": scenario["machines"],
+        "containers": scenario.get("containers", {}),
+        "kernel": scenario.get("kernel", image.DEFAULT_KERNEL),
+        "cold": cold or boots(scenario),
+        "variant": {key: scenario[key] for key in ("device", "counted", "processors") if key in scenario},
+        "timeout": scenario.get("timeout", TIMEOUT),
+        "results": str(results),
+    }
+
+
+def command(settings: dict) -> list[str]:
     return [
         # The scenario ends with this process, and everything in its PID namespace with the scenario.
         *("setpriv", "--pdeathsig", "KILL"),
         *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"),
-        *(sys.executable, "-m", "runner.scenario", scenario.get("script", name), ",".join(scenario["machines"])),
-        scenario.get("kernel", image.DEFAULT_KERNEL),
-        "1" if cold or boots(scenario) else "0",
-        str(scenario.get("timeout", TIMEOUT)),
-        str(results),
-        json.dumps({key: scenario[key] for key in ("device", "counted", "processors") if key in scenario}),
+        *(sys.executable, "-m", "runner.scenario", json.dumps(settings)),
     ]
 
 
-def run(name: str, scenario: dict, cold: bool) -> report.Verdict:
+def run(name: str, scenario: dict, cold: bool, live: bool) -> report.Verdict:
+    """`live`: each line as it comes; else, because others run at the same time, all at the end."""
     results = layout.RESULTS / name
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
     started = time.monotonic()
     output = ""
-    print(f"\n-- {name}", flush=True)
+    heading = f"\n-- {name}" + (f": {scenario['script']}, which must fail" if "says" in scenario else "")
+    if live:
+        print(heading, flush=True)
     process = subprocess.Popen(
-        command(name, scenario, cold, results),
+        command(settings(name, scenario, cold, results)),
         cwd=layout.VMTESTS,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -64,7 +81,8 @@ def run(name: str, scenario: dict, cold: bool) -> report.Verdict:
     try:
         for line in process.stdout:
             output += line
-            print(line, end="", flush=True)
+            if live:
+                print(line, end="", flush=True)
         status = process.wait()
     except BaseException:
         process.kill()
@@ -79,27 +97,53 @@ def run(name: str, scenario: dict, cold: bool) -> report.Verdict:
         verdict = {"failure": f"the runner ended with status {status}: {last[0]}", "subtests": []}
     if status != 0 and verdict["failure"] is None:
         verdict["failure"] = f"the runner ended with status {status}"
-    print(f"-- {name}: {'FAILED' if verdict['failure'] else 'ok'} in {seconds:.1f} s", flush=True)
-    return report.Verdict(name, seconds, verdict["failure"], [tuple(s) for s in verdict["subtests"]], output)
+    subtests = [tuple(subtest) for subtest in verdict["subtests"]]
+    judged = report.Verdict(name, seconds, verdict["failure"], subtests, output)
+    if "says" in scenario:
+        judged = broken.judge(judged, scenario["says"])
+    ending = f"-- {name}: {'FAILED' if judged.failure else 'ok'} in {seconds:.1f} s"
+    print(ending if live else f"{heading}\n{output}{ending}", flush=True)
+    return judged
+
+
+def run_all(scenarios: dict[str, dict], cold: bool, jobs: int) -> list[report.Verdict]:
+    """The verdicts, in the order of the scenarios."""
+    live = jobs == 1 or len(scenarios) == 1
+    # A process dies with the thread that started it (prctl(2), PR_SET_PDEATHSIG): these stay until all is done.
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        try:
+            return list(pool.map(lambda item: run(*item, cold, live), scenarios.items()))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def main() -> int:
     known = scenarios()
+    known |= broken.scenarios(known)
     parser = argparse.ArgumentParser(prog="make vmtest", description="Runs the scenarios on virtual machines.")
     parser.add_argument("scenario", nargs="*", help="names of scenarios; all of them if none is given")
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--ci", action="store_true", help="only those that every change must pass")
     parser.add_argument("--cold", action="store_true", help="boot every machine instead of restoring a snapshot")
+    parser.add_argument("--broken", choices=broken.names(), help="put that of broken/ in the scenarios' way")
+    parser.add_argument(
+        "--jobs", type=int, default=JOBS, metavar="N", help=f"run N scenarios at a time ({JOBS} on this machine)"
+    )
     parser.add_argument("--rebuild", action="store_true", help="build the images anew, with the newest packages")
     options = parser.parse_args()
     if options.list:
         for name, scenario in known.items():
-            print(f"{name:24} {', '.join(scenario['machines'])}")
+            fails = f"; {scenario['script']}, which must fail" if "says" in scenario else ""
+            print(f"{name:24} {', '.join(scenario['machines'])}{fails}")
         return 0
     unknown = set(options.scenario) - set(known)
     if unknown:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
     names = options.scenario or [name for name in known if not options.ci or known[name].get("ci", False)]
+    if options.broken:
+        known = {name: {**scenario, "broken": options.broken} for name, scenario in known.items() if "says" not in scenario}
+        names = [name for name in names if name in known]
     if os.geteuid() != 0:
         print("vmtest: makes network namespaces: run as root", file=sys.stderr)
         return 1
@@ -111,7 +155,7 @@ def main() -> int:
         print(f"vmtest: {error}", file=sys.stderr, flush=True)
         verdicts = [report.Verdict(name, 0.0, f"not run: {error}") for name in names]
     else:
-        verdicts = [run(name, known[name], options.cold) for name in names]
+        verdicts = run_all({name: known[name] for name in names}, options.cold, options.jobs)
     layout.RESULTS.mkdir(parents=True, exist_ok=True)
     report.junit(verdicts, layout.RESULTS / "junit.xml")
     print()

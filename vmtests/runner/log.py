@@ -7,11 +7,15 @@ import threading
 import time
 from collections.abc import Iterator
 
+from .errors import ScenarioTimeout
+
 
 class Log:
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.lock = threading.Lock()
+        # What was being done when the time was up.
+        self.interrupted: str | None = None
 
     def line(self, who: str, text: str) -> None:
         shown = " ".join(text.split())
@@ -24,7 +28,11 @@ class Log:
     def timed(self, who: str, text: str) -> Iterator[None]:
         self.line(who, text)
         started = time.monotonic()
-        yield
+        try:
+            yield
+        except ScenarioTimeout:
+            self.interrupted = self.interrupted or f"{who}: {' '.join(text.split())}"
+            raise
         took = time.monotonic() - started
         if took > 5:
             self.line(who, f"({took:.1f} s)")

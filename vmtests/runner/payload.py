@@ -28,10 +28,11 @@ TREES = {
     "systemd/networkd.conf.d": "etc/systemd/networkd.conf.d",
     "modules-load.d": "etc/modules-load.d",
 }
-ENABLED = {"etc/systemd/system/multi-user.target.wants/oncache.service": "../oncache.service"}
+WANTED = "etc/systemd/system/multi-user.target.wants"
 
-# An example of a container's unit: of use on the host alpha alone, and to the scenario that is about it.
-EXAMPLES = {"oncache-container-web.service"}
+# A container's unit, to be copied for others: for the machines that scenarios.json gives a container.
+CONTAINER_UNIT = "oncache-container-web.service"
+EXAMPLE = ("web", "10.42.1.10")
 
 
 def settings(machine: str) -> dict:
@@ -52,8 +53,18 @@ def mac(machine: str) -> str:
     return f"52:54:00:12:01:{number(machine):02x}"
 
 
-def files(machine: str, binary: Path, device: str = "") -> dict[str, tuple[bytes, int]]:
-    """Path -> content and mode. `device` is what containers are connected by, if not by the default."""
+def container_unit(name: str, address: str) -> str:
+    text = (REFERENCE / "systemd/system" / CONTAINER_UNIT).read_text()
+    for old, new in zip(EXAMPLE, (name, address)):
+        if old not in text:
+            raise RunnerError(f"{CONTAINER_UNIT} is not that of {' at '.join(EXAMPLE)}")
+        text = text.replace(old, new)
+    return text
+
+
+def files(machine: str, binary: Path, containers: dict[str, str], device: str = "") -> dict[str, tuple[bytes, int]]:
+    """Path -> content and mode. `containers`, name -> address, are those that come with the boot; `device` is what
+    containers are connected by, if not by the default."""
     node = settings(machine)["node"]
     network = (
         f"[Match]\nName={node['underlay']}\n\n"
@@ -68,8 +79,11 @@ def files(machine: str, binary: Path, device: str = "") -> dict[str, tuple[bytes
     found = {path: (text.encode(), 0o644) for path, text in texts.items()}
     for source, target in TREES.items():
         for file in (REFERENCE / source).iterdir():
-            if file.name not in EXAMPLES:
+            if file.name != CONTAINER_UNIT:
                 found[f"{target}/{file.name}"] = (file.read_bytes(), 0o644)
+    for name, address in containers.items():
+        unit = container_unit(name, address)
+        found[f"etc/systemd/system/oncache-container-{name}.service"] = (unit.encode(), 0o644)
     config = (REFERENCE / "hosts" / machine / "config.toml").read_bytes()
     if device:
         config += f'\n[container]\ndevice = "{device}"\n'.encode()
@@ -78,18 +92,18 @@ def files(machine: str, binary: Path, device: str = "") -> dict[str, tuple[bytes
     return found
 
 
-def write(machine: str, binary: Path, destination: Path, device: str = "") -> None:
+def write(machine: str, binary: Path, containers: dict[str, str], destination: Path, device: str = "") -> None:
     if not binary.exists():
         raise RunnerError(f"{binary} is not there: run `make build`")
     with open(destination, "wb") as file:
         with tarfile.open(fileobj=file, mode="w") as archive:
-            for path, (content, mode) in files(machine, binary, device).items():
+            for path, (content, mode) in files(machine, binary, containers, device).items():
                 info = tarfile.TarInfo(path)
                 info.size, info.mode = len(content), mode
                 archive.addfile(info, io.BytesIO(content))
-            for path, target in ENABLED.items():
-                info = tarfile.TarInfo(path)
-                info.type, info.linkname = tarfile.SYMTYPE, target
+            for unit in ("oncache", *(f"oncache-container-{name}" for name in containers)):
+                info = tarfile.TarInfo(f"{WANTED}/{unit}.service")
+                info.type, info.linkname = tarfile.SYMTYPE, f"../{unit}.service"
                 archive.addfile(info)
         if file.tell() > SIZE:
             raise RunnerError(f"{destination}: {file.tell()} bytes; payload.SIZE is too small")

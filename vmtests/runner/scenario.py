@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import image, layout, network, payload, snapshot
+from .broken import DIRECTORY
 from .errors import ScenarioTimeout
 from .log import Log
 from .machine import Machine, retry
@@ -82,27 +83,33 @@ def globals_of(machines: list[Machine], subtests: Subtests, log: Log) -> dict:
     }
 
 
-def run(name: str, machine_names: list[str], kernel: str, cold: bool, results: Path, variant: dict) -> int:
+def run(settings: dict) -> int:
+    kernel, results = settings["kernel"], Path(settings["results"])
+    variant = settings["variant"]
     log = Log()
     subtests = Subtests(log)
-    script = layout.VMTESTS / f"{name}.py"
+    scripts = [layout.VMTESTS / f"{settings['script']}.py"]
+    if settings["broken"]:
+        scripts.insert(0, DIRECTORY / f"{settings['broken']}.py")
     built = image.ready()
-    master = None if cold else snapshot.ready(built, kernel)
+    master = None if settings["cold"] else snapshot.ready(built, kernel)
     log.started = time.monotonic()
     network.make_bridge()
     machines = []
-    for index, machine in enumerate(machine_names):
+    for index, machine in enumerate(settings["machines"]):
         directory = results / machine
         shutil.rmtree(directory, ignore_errors=True)
         network.add_tap(f"tap{index}", TAP_MTU)
         machines.append(Machine(machine, built, kernel, f"tap{index}", master, directory, log, variant))
-        payload.write(machine, layout.BINARY, directory / "payload.tar", variant.get("device", ""))
+        containers = settings["containers"].get(machine, {})
+        payload.write(machine, layout.BINARY, containers, directory / "payload.tar", variant.get("device", ""))
     failure = None
     try:
-        code = compile(script.read_text(), str(script), "exec")
-        exec(code, globals_of(machines, subtests, log))
+        for script in scripts:
+            code = compile(script.read_text(), str(script), "exec")
+            exec(code, globals_of(machines, subtests, log))
     except ScenarioTimeout:
-        failure = "timed out" + where(script)
+        failure = ": ".join(filter(None, ("timed out", log.interrupted))) + where(script)
     except BaseException as error:
         failure = f"{describe(error)}{where(script)}"
     finally:
@@ -154,9 +161,8 @@ def show_machines(machines: list[Machine], log: Log) -> None:
 
 
 def main() -> int:
-    """argv: script's name, machines (comma-separated), kernel, cold (0 or 1), time-out in seconds, results'
-    directory, what scenarios.json has of device, counted and processors (JSON)."""
-    name, machine_names, kernel, cold, timeout, results, variant = sys.argv[1:]
+    """argv: the settings as JSON (`settings` of __main__.py)."""
+    settings = json.loads(sys.argv[1])
 
     def out_of_time(_signal, _frame):
         # Once for the scenario, and once for what it does on its way out.
@@ -169,8 +175,8 @@ def main() -> int:
 
     signal.signal(signal.SIGALRM, out_of_time)
     signal.signal(signal.SIGTERM, ended)
-    signal.alarm(int(timeout))
-    return run(name, machine_names.split(","), kernel, cold == "1", Path(results), json.loads(variant))
+    signal.alarm(settings["timeout"])
+    return run(settings)
 
 
 if __name__ == "__main__":
