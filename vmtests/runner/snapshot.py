@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from .errors import MachineError, RunnerError
 from .image import Image
 
 BOOT_TIMEOUT = 300
+
+# Seconds for which one is kept that nobody has used.
+KEPT = 24 * 3600
 
 # A machine that has come up, with as little in memory that differs from machine to machine as can be; the pages
 # that were read are kept, because the restored machines read them again.
@@ -50,8 +55,7 @@ def ready(image: Image, kernel: str) -> Snapshot:
     with open(layout.cache() / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not directory.exists():
-            for old in image.directory.glob(f"snapshot-{kernel}-*"):
-                shutil.rmtree(old)
+            remove_unused(image.directory.glob("snapshot-*"))
             started = time.monotonic()
             with tempfile.TemporaryDirectory(dir=image.directory, prefix="master-") as work:
                 finished = Path(work) / "finished"
@@ -59,7 +63,15 @@ def ready(image: Image, kernel: str) -> Snapshot:
                 make(image, kernel, Path(work), finished)
                 finished.rename(directory)
             print(f"vmtest: snapshot of kernel {kernel} made in {time.monotonic() - started:.0f} s", flush=True)
+        os.utime(directory)
     return Snapshot(directory / "memory", directory / "state.ext4")
+
+
+def remove_unused(snapshots: Iterable[Path]) -> None:
+    """Another checkout may be at work with its own, in the same cache."""
+    for snapshot in snapshots:
+        if time.time() - snapshot.stat().st_mtime > KEPT:
+            shutil.rmtree(snapshot)
 
 
 def make(image: Image, kernel: str, work: Path, finished: Path) -> None:
