@@ -213,7 +213,10 @@ impl Node {
         let containers = self.state.containers.iter();
         let devices: Vec<String> = containers
             // Most have none, and there may be hundreds of them.
-            .filter(|(name, _)| self.devices.get(*name).is_some_and(|it| with.contains(it)))
+            .filter(|(name, _)| {
+                let device = self.devices.get(*name);
+                device.is_some_and(|device| with.contains(&device.index))
+            })
             .map(|(_, container)| container.device.clone())
             .chain(self.state.clsact.iter().cloned())
             .collect();

@@ -23,7 +23,7 @@ class Variants(unittest.TestCase):
     def test_a_device_is_in_the_configuration(self) -> None:
         with tempfile.NamedTemporaryFile() as binary:
             for device in ("", "netkit"):
-                config, _ = payload.files("alpha", Path(binary.name), device)["etc/oncache/config.toml"]
+                config, _ = payload.files("alpha", Path(binary.name), {}, device)["etc/oncache/config.toml"]
                 table = tomllib.loads(config.decode()).get("container", {})
                 self.assertEqual(table, {"device": device} if device else {})
 
