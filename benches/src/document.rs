@@ -18,7 +18,6 @@ const END: &str = "<!-- end of figures -->\n";
 /// The marks that begin a section.
 const FIGURES: &str = "<!-- figures: made by `make bench` -->\n";
 const APPLICATIONS: &str = "<!-- figures: made by `make bench-applications` -->\n";
-const SWEEPS: &str = "<!-- figures: made by `make bench-sweep` -->\n";
 
 /// Writes the figures into the document, and one plot for each kind of wire.
 pub fn update(all: &[(Wire, Results)], effort: Effort) -> Result<(), String> {
@@ -40,18 +39,20 @@ pub fn update(all: &[(Wire, Results)], effort: Effort) -> Result<(), String> {
     replace(FIGURES, &figures)
 }
 
-/// The same of the sweeps.
+/// The same of the sweeps, each of which has a section of its own.
 pub fn update_sweeps(all: &[(Sweep, Vec<Row>)], effort: Effort) -> Result<(), String> {
-    let mut figures = machine(effort);
     for (sweep, rows) in all {
+        let mut figures = machine(effort);
         let name = sweep.name();
         let plot = format!("benchmarks-{name}.svg");
         let drawn = plot::rows(rows, sweep.plotted(), &format!("By {name}"));
         write(&format!("docs/{plot}"), &drawn)?;
-        figures += &format!("\n### By {name}\n\n![By {name}]({plot})\n\n");
+        figures += &format!("\n![By {name}]({plot})\n\n");
         figures += &markdown(&table::turned(&metric::table(&[name], rows)));
+        let mark = format!("<!-- figures by {name}: made by `make bench-sweep` -->\n");
+        replace(&mark, &figures)?;
     }
-    replace(SWEEPS, &figures)
+    Ok(())
 }
 
 /// The same of the applications.
