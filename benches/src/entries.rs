@@ -9,7 +9,9 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData, MapInfo, MapType};
 use oncache_abi::{
-    flow::{EGRESS, FilterWord, FlowKey, INGRESS, ticks},
+    cache::LocalContainer,
+    entry::FlowEntry,
+    flow::{FlowKey, Verdict, ticks},
     headers::UDP,
     settings::Settings,
 };
@@ -27,11 +29,17 @@ const LEASE_NS: u64 = 3600 * 1_000_000_000;
 /// live.
 pub fn enter(bed: &Bed, flows: u32) -> Result<(), String> {
     let [client, server] = [bed.client.ip, bed.server.ip];
-    for (host, local, remote) in [
-        (bed.lab.alpha(), client, server),
-        (bed.lab.beta(), server, client),
-    ] {
-        let entered = host.enter(|| fill(local, remote, flows, host.name == bed.client.host));
+    let (alpha, beta) = (bed.lab.alpha(), bed.lab.beta());
+    for (host, peer, local, remote) in
+        [(alpha, beta, client, server), (beta, alpha, server, client)]
+    {
+        let ends = Ends {
+            local,
+            remote,
+            behind: peer.address(),
+            is_client: host.name == bed.client.host,
+        };
+        let entered = host.enter(|| fill(&ends, flows));
         entered.map_err(|error| format!("{}: fill the filter cache: {error}", host.name))?;
     }
     Ok(())
@@ -44,7 +52,7 @@ pub fn live(host: &Host) -> Result<usize, String> {
         let filter = filter()?;
         let all = filter.iter().filter_map(Result::ok);
         Ok(all
-            .filter(|(flow, word)| word.judge(flow, now, epoch) == oncache_abi::flow::Verdict::Fast)
+            .filter(|(flow, entry)| entry.verdict.judge(flow, now, epoch) == Verdict::Fast)
             .count())
     });
     counted.map_err(|error: Failure| format!("{}: read the filter cache: {error}", host.name))
@@ -94,7 +102,7 @@ fn pinned(name: &str) -> Result<MapData, Failure> {
     Ok(MapData::from_pin(Path::new(&directory()?).join(name))?)
 }
 
-fn filter() -> Result<HashMap<MapData, FlowKey, FilterWord>, Failure> {
+fn filter() -> Result<HashMap<MapData, FlowKey, FlowEntry>, Failure> {
     let data = pinned("FILTER")?;
     let map = match data.info().and_then(|info: MapInfo| info.map_type())? {
         MapType::LruHash => Map::LruHashMap(data),
@@ -114,24 +122,45 @@ fn now() -> u64 {
     ticks(u64::try_from(time.as_nanos()).expect("less than centuries"))
 }
 
-fn fill(local: Ipv4Addr, remote: Ipv4Addr, flows: u32, client: bool) -> Result<(), Failure> {
+/// What the flows lead from and to, as their local host sees it.
+struct Ends {
+    local: Ipv4Addr,
+    remote: Ipv4Addr,
+    /// The underlay address of the host that the remote container is behind.
+    behind: Ipv4Addr,
+    is_client: bool,
+}
+
+fn fill(ends: &Ends, flows: u32) -> Result<(), Failure> {
     let (epoch, now) = (epoch()?, now());
     let mut filter = filter()?;
     let address = |ip: Ipv4Addr| u32::from(ip).to_be();
+    let containers: HashMap<_, u32, LocalContainer> =
+        HashMap::try_from(Map::HashMap(pinned("INGRESS")?))?;
+    let container = containers.get(&address(ends.local), 0)?;
+    let end = (container.ifindex, container.destination.mac());
+    if end.1 == [0; 6] {
+        return Err("no packet has reached the container yet".into());
+    }
     for number in 0..flows {
         let (near, far) = ports(number);
-        let (local_port, remote_port) = if client { (near, far) } else { (far, near) };
+        let (local_port, remote_port) = if ends.is_client {
+            (near, far)
+        } else {
+            (far, near)
+        };
         let key = FlowKey {
-            local: address(local),
-            remote: address(remote),
+            local: address(ends.local),
+            remote: address(ends.remote),
             local_port: local_port.to_be(),
             remote_port: remote_port.to_be(),
             protocol: UDP,
             reserved: [0; 3],
         };
-        let learn = |old, way| FilterWord::learn(old, &key, way, now, ticks(LEASE_NS), epoch);
-        let word = learn(Some(learn(None, EGRESS)), INGRESS);
-        filter.insert(key, word, 0)?;
+        let (lease, host) = (ticks(LEASE_NS), address(ends.behind));
+        let out = FlowEntry::learn_egress(None, &key, host, now, lease, epoch);
+        let both = FlowEntry::learn_ingress(Some(out), &key, end, now, lease, epoch);
+        filter.insert(key, both, 0)?;
     }
     Ok(())
 }
