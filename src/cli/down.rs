@@ -1,15 +1,21 @@
 //! `oncache down`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{
     control::client::Client,
-    daemon::{Lock, teardown},
+    daemon::{Lock, teardown, until_free},
     datapath::PIN_ROOT,
     netlink::Netlink,
     overlay::sysctl::Sysctls,
     state::Store,
 };
+
+/// How long a daemon may take to end once it has removed the overlay.
+const UNTIL_DAEMON_ENDS: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub struct Down {}
@@ -18,7 +24,17 @@ impl Down {
     pub async fn run(self, client: &Client, socket: &Path, state: PathBuf) -> anyhow::Result<()> {
         match client.down().await {
             Err(error) if error.is_no_daemon() => without_daemon(socket, state).await,
-            outcome => Ok(outcome?),
+            outcome => {
+                outcome?;
+                // What comes after this command may be the next start.
+                if !until_free(UNTIL_DAEMON_ENDS)? {
+                    anyhow::bail!(
+                        "the overlay is removed, but its daemon still runs after {} s; see its log",
+                        UNTIL_DAEMON_ENDS.as_secs()
+                    );
+                }
+                Ok(())
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{
     io,
     os::{
         linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr, UnixListener},
+        unix::net::{SocketAddr, UnixListener, UnixStream},
     },
     thread,
     time::{Duration, Instant},
@@ -70,6 +70,28 @@ impl Lock {
     }
 }
 
+/// Waits until no daemon holds the lock, without taking it from one that is just starting: the name is
+/// only called. Returns whether that came about within `patience`.
+///
+/// # Errors
+///
+/// [`LockError::Failed`].
+pub fn until_free(patience: Duration) -> Result<bool, LockError> {
+    // Nobody accepts these calls; far fewer than a queue takes (net/unix/af_unix.c,
+    // `unix_stream_connect` waits where it is full).
+    let pause = (patience / 50).max(PAUSE);
+    let begun = Instant::now();
+    let name = SocketAddr::from_abstract_name(DAEMON).map_err(LockError::Failed)?;
+    loop {
+        match UnixStream::connect_addr(&name) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(true),
+            Err(error) => return Err(LockError::Failed(error)),
+            Ok(_) if begun.elapsed() >= patience => return Ok(false),
+            Ok(_) => thread::sleep(pause),
+        }
+    }
+}
+
 /// Binds the name; none if somebody else has it all the time.
 fn bind_within(name: &[u8], patience: Duration) -> Result<Option<UnixListener>, LockError> {
     let begun = Instant::now();
@@ -98,7 +120,13 @@ mod tests {
             panic!("an oncache daemon runs on this machine")
         };
         assert!(matches!(Lock::take(), Err(LockError::Held)));
-        drop(first);
+        assert!(!until_free(Duration::from_millis(200)).unwrap());
+        let ending = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            drop(first);
+        });
+        assert!(until_free(Duration::from_secs(5)).unwrap());
+        ending.join().unwrap();
         let second = Lock::take().unwrap();
 
         let mut child = std::process::Command::new("sleep")

@@ -31,7 +31,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-pub use lock::{Lock, LockError};
+pub use lock::{Lock, LockError, until_free};
 pub use node::Node;
 
 use self::{
