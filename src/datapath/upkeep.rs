@@ -99,14 +99,17 @@ impl Datapath {
     /// program enters meanwhile, from a host that it had looked up before, is of an epoch that ends
     /// with the call.
     fn forget_behind(&mut self, hosts: &HashSet<u32>) -> Result<(), DatapathError> {
-        let flows = found(&self.filter, |flow, entry| {
-            hosts.contains(&entry.host.address()).then_some(flow)
+        let behind = found(&self.egress_ip, |ip, word| {
+            hosts.contains(&word.address()).then_some(ip)
+        });
+        // The host is in the entries of those that something has been sent to.
+        let flows = found(&self.filter, |flow: FlowKey, entry| {
+            let is_behind = hosts.contains(&entry.host.address()) || behind.contains(&flow.remote);
+            is_behind.then_some(flow)
         });
         self.remove_all(flows)?;
-        for (ip, word) in entries(&self.egress_ip) {
-            if hosts.contains(&word.address()) {
-                remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
-            }
+        for ip in behind {
+            remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
         }
         Ok(())
     }
