@@ -122,24 +122,15 @@ fn protocol(number: u8) -> String {
 /// again (kernel/bpf/hashtab.c, `htab_map_get_next_key`), on a busy LRU map for ever.
 const WALK_LIMIT: usize = 1 << 21;
 
-/// The chosen keys of a map, each once: the whole of a large map is never held.
-pub(super) fn chosen_keys<K: aya::Pod + Eq + Hash, V: aya::Pod>(
-    map: &HashMap<MapData, K, V>,
-    chosen: impl Fn(&K) -> bool,
-) -> HashSet<K> {
-    let all = map.keys().take(WALK_LIMIT).filter_map(Result::ok);
-    all.filter(chosen).collect()
-}
-
 /// The keys of a map, each once. Entries that come and go during the walk may be missed; the next
 /// walk mends that.
 pub(super) fn keys<K: aya::Pod + Eq + Hash, V: aya::Pod>(
     map: &HashMap<MapData, K, V>,
 ) -> HashSet<K> {
-    chosen_keys(map, |_| true)
+    map.keys().take(WALK_LIMIT).filter_map(Result::ok).collect()
 }
 
-/// What `look` finds in the entries of a map, each once; see [`chosen_keys`].
+/// What `look` finds in the entries of a map, each once: the whole of a large map is never held.
 pub(super) fn found<K: aya::Pod, V: aya::Pod, T: Eq + Hash>(
     map: &HashMap<MapData, K, V>,
     look: impl Fn(K, V) -> Option<T>,

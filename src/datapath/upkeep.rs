@@ -5,12 +5,13 @@ use std::{collections::HashSet, net::Ipv4Addr};
 use aya::maps::{HashMap, MapData, MapError};
 use oncache_abi::{
     cache::{HostHeaders, LocalContainer, MacWord},
+    entry::FlowEntry,
     flow::FlowKey,
 };
 
 use super::{
     Datapath, DatapathError,
-    caches::{address, chosen_keys, entries, found, key, keys},
+    caches::{address, entries, found, key, keys},
     clock, map_error,
 };
 
@@ -91,7 +92,7 @@ impl Datapath {
     /// [`DatapathError::Map`] if a map can't be written.
     pub fn forget_container(&mut self, ip: Ipv4Addr) -> Result<(), DatapathError> {
         remove_key(&mut self.ingress, &key(ip), "INGRESS")?;
-        self.remove_flows(|flow| flow.local == key(ip))?;
+        self.remove_flows(|flow, _| flow.local == key(ip))?;
         self.sweep_egress()
     }
 
@@ -103,11 +104,9 @@ impl Datapath {
             hosts.contains(&word.address()).then_some(ip)
         });
         // The host is in the entries of those that something has been sent to.
-        let flows = found(&self.filter, |flow: FlowKey, entry| {
-            let is_behind = hosts.contains(&entry.host.address()) || behind.contains(&flow.remote);
-            is_behind.then_some(flow)
-        });
-        self.remove_all(flows)?;
+        self.remove_flows(|flow, entry| {
+            hosts.contains(&entry.host.address()) || behind.contains(&flow.remote)
+        })?;
         for ip in behind {
             remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
         }
@@ -121,7 +120,7 @@ impl Datapath {
     ///
     /// [`DatapathError::Map`] if a map can't be written.
     pub fn flush(&mut self) -> Result<usize, DatapathError> {
-        let flows = self.remove_flows(|_| true)?;
+        let flows = self.remove_flows(|_, _| true)?;
         for ip in keys(&self.egress_ip) {
             remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
         }
@@ -155,12 +154,10 @@ impl Datapath {
         // learned again.
         let epoch = self.settings()?.epoch;
         self.sweep_words(epoch)?;
-        let dead = found(&self.filter, |flow, entry| {
+        let removed = self.remove_flows(|_, entry| {
             let word = entry.verdict;
-            let dead = u32::from(word.epoch()) != epoch & 0xffff || word.expiry() + grace < now;
-            dead.then_some(flow)
-        });
-        let removed = self.remove_all(dead)?;
+            u32::from(word.epoch()) != epoch & 0xffff || word.expiry() + grace < now
+        })?;
         self.sweep_egress()?;
         Ok(removed)
     }
@@ -183,20 +180,18 @@ impl Datapath {
         Ok(())
     }
 
-    fn remove_flows(&mut self, chosen: impl Fn(&FlowKey) -> bool) -> Result<usize, DatapathError> {
-        let flows = chosen_keys(&self.filter, chosen);
-        self.remove_all(flows)
-    }
-
-    fn remove_all(&mut self, flows: HashSet<FlowKey>) -> Result<usize, DatapathError> {
-        let mut removed = 0;
-        // A closed one was counted when it was closed.
-        let closed = found(&self.filter, |flow, entry| {
-            (entry.verdict.is_closed() && flows.contains(&flow)).then_some(flow)
+    fn remove_flows(
+        &mut self,
+        chosen: impl Fn(&FlowKey, &FlowEntry) -> bool,
+    ) -> Result<usize, DatapathError> {
+        let flows = found(&self.filter, |flow, entry: FlowEntry| {
+            chosen(&flow, &entry).then_some((flow, entry.verdict.is_closed()))
         });
-        for flow in flows {
+        let mut removed = 0;
+        for (flow, is_closed) in flows {
             match remove_key(&mut self.filter, &flow, "FILTER") {
-                Ok(was_there) => removed += usize::from(was_there && !closed.contains(&flow)),
+                // A closed one was counted when it was closed.
+                Ok(was_there) => removed += usize::from(was_there && !is_closed),
                 Err(error) => {
                     self.note_cleared(removed)?;
                     return Err(error);
@@ -210,9 +205,12 @@ impl Datapath {
     /// Removes egress addresses that no flow goes to, and what was learned of hosts that no address
     /// is behind and no flow goes to.
     fn sweep_egress(&mut self) -> Result<(), DatapathError> {
-        let remotes = found(&self.filter, |flow: FlowKey, _| Some(flow.remote));
+        let ends = found(&self.filter, |flow, entry| {
+            Some((flow.remote, entry.host.address()))
+        });
+        let remotes: HashSet<u32> = ends.iter().map(|(remote, _)| *remote).collect();
         // An address may have had to give way to others while its flows go on.
-        let mut hosts = found(&self.filter, |_, entry| Some(entry.host.address()));
+        let mut hosts: HashSet<u32> = ends.into_iter().map(|(_, host)| host).collect();
         for (ip, word) in entries(&self.egress_ip) {
             if remotes.contains(&ip) {
                 hosts.insert(word.address());
