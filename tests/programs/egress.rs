@@ -1,18 +1,15 @@
 //! `egress`: from a container.
 
 use oncache_abi::{
-    cache::{HostHeaders, HostWord, LocalContainer, MacWord},
-    entry::{DeviceWord, FlowEntry},
-    flow::FlowKey,
-    reason::{
-        Program,
-        Reason::{self, *},
-    },
+    cache::{HostHeaders, LocalContainer},
+    entry::DeviceWord,
+    reason::{Program, Reason::*},
 };
 
 use crate::{
     case::{Case, check},
-    program_bench::{Frame, Maps, key, tick_in, world::*},
+    entries::{EGRESS, closed},
+    program_bench::{Frame, key, world::*},
 };
 
 /// Offset of the IPv4 header, and of the header behind it.
@@ -154,51 +151,6 @@ fn unfit() -> Vec<Case> {
     cases
 }
 
-/// The TCP flow as the beginning or the end of a connection leaves it.
-fn closed(maps: &mut Maps) {
-    let verdict = &mut maps.flows.get_mut(&flow(6)).expect("known").verdict;
-    *verdict = verdict.close(&flow(6)).expect("open");
-}
-
-/// The beginning and the end of connections, as far as the caches have to do with them.
-fn connections() -> Vec<Case> {
-    vec![
-        case("SYN ACK", sent_tcp(0x12, 0))
-            .misses(SynAck)
-            .then(closed),
-        case("SYN ACK with congestion notification", sent_tcp(0x52, 0))
-            .misses(SynAck)
-            .then(closed),
-        case("SYN ACK of an unknown flow", sent_tcp(0x12, 0))
-            .given(|maps| {
-                maps.flows.remove(&flow(6));
-            })
-            .misses(SynAck),
-        case("SYN ACK of a closed flow", sent_tcp(0x12, 0))
-            .given(closed)
-            .misses(SynAck),
-        case("SYN FIN ACK", sent_tcp(0x13, 0))
-            .refused(TcpState)
-            .then(closed),
-        case("SYN RST ACK", sent_tcp(0x16, 0))
-            .refused(TcpState)
-            .then(closed),
-        case("the last ACK", sent_tcp(0x10, 0))
-            .given(closed)
-            .refused(Closing),
-        // Half closed, it may go on for long.
-        case("data after a FIN", sent_tcp(DATA, 1))
-            .given(closed)
-            .misses(NoFlow),
-        case("ACK where the lease is over, too", sent_tcp(0x10, 0))
-            .given(|maps| {
-                maps.flows
-                    .insert(flow(6), flow_entry(&flow(6), 0, EPOCH, 1000));
-            })
-            .misses(LeaseExpired),
-    ]
-}
-
 /// A frame whose IPv4 packet is `length` bytes, and says so.
 fn short(frame: Frame, length: u8) -> Frame {
     frame
@@ -206,34 +158,8 @@ fn short(frame: Frame, length: u8) -> Frame {
         .ip(IP, |ip| ip[2..4].copy_from_slice(&[0, length]))
 }
 
-/// A flow whose words are none of [`flow`]'s.
-fn other_flow() -> FlowKey {
-    let other = FlowKey {
-        local_port: 7,
-        ..flow(17)
-    };
-    assert_ne!(flow(17).wide_tag(), other.wide_tag());
-    other
-}
-
 fn uncached() -> Vec<Case> {
-    let udp = flow(17);
     let miss = |name, reason| case(name, sent_udp(100)).misses(reason);
-    let word = move |directions, epoch, after: i64| {
-        let expiry = tick_in(std::time::Duration::ZERO).saturating_add_signed(after);
-        flow_entry(&udp, directions, epoch, expiry)
-    };
-    let known = |name, reason: Reason, word| {
-        miss(name, reason).given(|maps| {
-            maps.flows.insert(flow(17), word);
-        })
-    };
-    let but = |name, reason: Reason, edit: fn(&mut FlowEntry)| {
-        let mut entry = flow_entry(&udp, 3, EPOCH, tick_in(LEASE));
-        edit(&mut entry);
-        known(name, reason, entry)
-    };
-    let stale = EPOCH + 1;
     vec![
         miss("unknown flow", NoFlow).given(|maps| maps.flows.clear()),
         case("another source port", sent_udp(100).bytes(TRANSPORT, &[1])).misses(NoFlow),
@@ -248,65 +174,10 @@ fn uncached() -> Vec<Case> {
                 maps.flows.remove(&flow(6));
             })
             .misses(NoFlow),
-        known(
-            "word of another flow",
-            NoFlow,
-            flow_entry(&flow(6), 3, EPOCH, tick_in(LEASE)),
-        ),
-        known(
-            "word of the epoch before",
-            StaleEpoch,
-            word(3, EPOCH - 1, 1 << 20),
-        ),
-        known(
-            "word of an epoch to come",
-            StaleEpoch,
-            word(3, stale, 1 << 20),
-        ),
-        known("lease over", LeaseExpired, word(3, EPOCH, -10)),
-        known(
-            "lease over long ago",
-            LeaseExpired,
-            word(3, EPOCH, i64::MIN),
-        ),
-        known("only egress so far", OneWay, word(1, EPOCH, 1 << 20)),
-        known("only ingress so far", OneWay, word(2, EPOCH, 1 << 20)),
-        known("no direction", NoFlow, word(0, EPOCH, 1 << 20)),
-        but("container never reached", ContainerUnlearned, |entry| {
-            entry.device = DeviceWord(0);
-            entry.mac = MacWord(0);
-        }),
-        but("device of another epoch", ContainerUnlearned, |entry| {
-            entry.device = DeviceWord::new(&flow(17), DEVICE, EPOCH + 1);
-        }),
-        but("no MAC address", ContainerUnlearned, |entry| {
-            entry.mac = MacWord(0);
-        }),
-        but(
-            "MAC address of another epoch",
-            ContainerUnlearned,
-            |entry| {
-                entry.mac = flow_entry(&flow(17), 3, EPOCH + 1, 0).mac;
-            },
-        ),
-        // As if the element had been another flow's a moment ago.
-        but("device of another flow", ContainerUnlearned, |entry| {
-            entry.device = DeviceWord::new(&other_flow(), DEVICE, EPOCH);
-        }),
-        but("MAC address of another flow", ContainerUnlearned, |entry| {
-            entry.mac = flow_entry(&other_flow(), 3, EPOCH, 0).mac;
-        }),
-        but("host unknown", NoHost, |entry| entry.host = HostWord(0)),
-        but("host of another epoch", NoHost, |entry| {
-            entry.host = host_word(REMOTE, EPOCH + 1);
-        }),
-        but("host of another container", NoHost, |entry| {
-            entry.host = host_word(NEIGHBOUR, EPOCH);
-        }),
-        but("another MAC address learned", ContainerUnlearned, |entry| {
+        EGRESS.but("another MAC address learned", ContainerUnlearned, |entry| {
             entry.mac.0 ^= 1;
         }),
-        but("another device learned", ContainerUnlearned, |entry| {
+        EGRESS.but("another device learned", ContainerUnlearned, |entry| {
             entry.device = DeviceWord::new(&flow(17), NEIGHBOUR_DEVICE, EPOCH);
         }),
         miss("host no longer a peer", HostUnlearned).given(|maps| {
@@ -319,7 +190,7 @@ fn uncached() -> Vec<Case> {
             maps.hosts.insert(
                 key(PEER),
                 HostHeaders {
-                    epoch: stale,
+                    epoch: EPOCH + 1,
                     ..headers()
                 },
             );
@@ -392,7 +263,13 @@ fn hits() -> Vec<Case> {
 }
 
 pub fn cases() -> Vec<Case> {
-    let all = [unfit(), connections(), uncached(), hits()];
+    let all = [
+        unfit(),
+        EGRESS.connections(),
+        EGRESS.entries(),
+        uncached(),
+        hits(),
+    ];
     all.into_iter().flatten().collect()
 }
 

@@ -1,18 +1,11 @@
 //! `ingress`: from the wire.
 
-use oncache_abi::{
-    cache::{HostWord, MacWord},
-    entry::{DeviceWord, FlowEntry},
-    flow::FlowKey,
-    reason::{
-        Program,
-        Reason::{self, *},
-    },
-};
+use oncache_abi::reason::{Program, Reason::*};
 
 use crate::{
     case::{Case, check},
-    program_bench::{Frame, Maps, tick_in, world::*},
+    entries::{INGRESS, closed},
+    program_bench::{Frame, world::*},
 };
 
 /// Offsets of the headers in a packet from the wire.
@@ -175,54 +168,6 @@ fn unfit() -> Vec<Case> {
     cases
 }
 
-/// The TCP flow as the beginning or the end of a connection leaves it.
-fn closed(maps: &mut Maps) {
-    let verdict = &mut maps.flows.get_mut(&flow(6)).expect("known").verdict;
-    *verdict = verdict.close(&flow(6)).expect("open");
-}
-
-/// The beginning and the end of connections, as far as the caches have to do with them.
-fn connections() -> Vec<Case> {
-    vec![
-        case("SYN ACK", arriving_tcp(0x12, 0))
-            .misses(SynAck)
-            .then(closed),
-        case(
-            "SYN ACK with congestion notification",
-            arriving_tcp(0x52, 0),
-        )
-        .misses(SynAck)
-        .then(closed),
-        case("SYN ACK of an unknown flow", arriving_tcp(0x12, 0))
-            .given(|maps| {
-                maps.flows.remove(&flow(6));
-            })
-            .misses(SynAck),
-        case("SYN ACK of a closed flow", arriving_tcp(0x12, 0))
-            .given(closed)
-            .misses(SynAck),
-        case("SYN FIN ACK", arriving_tcp(0x13, 0))
-            .refused(TcpState)
-            .then(closed),
-        case("SYN RST ACK", arriving_tcp(0x16, 0))
-            .refused(TcpState)
-            .then(closed),
-        case("the last ACK", arriving_tcp(0x10, 0))
-            .given(closed)
-            .refused(Closing),
-        // Half closed, it may go on for long.
-        case("data after a FIN", arriving_tcp(DATA, 1))
-            .given(closed)
-            .misses(NoFlow),
-        case("ACK where the lease is over, too", arriving_tcp(0x10, 0))
-            .given(|maps| {
-                maps.flows
-                    .insert(flow(6), flow_entry(&flow(6), 0, EPOCH, 1000));
-            })
-            .misses(LeaseExpired),
-    ]
-}
-
 /// A packet whose inner IPv4 packet is `length` bytes, and all of whose lengths say so.
 fn short(length: u8) -> Frame {
     let bytes = |value: u8| u16::from(value).to_be_bytes();
@@ -233,34 +178,8 @@ fn short(length: u8) -> Frame {
         .ip(IP, |ip| ip[2..4].copy_from_slice(&bytes(length + 50)))
 }
 
-/// A flow whose words are none of [`flow`]'s.
-fn other_flow() -> FlowKey {
-    let other = FlowKey {
-        local_port: 7,
-        ..flow(17)
-    };
-    assert_ne!(flow(17).wide_tag(), other.wide_tag());
-    other
-}
-
 fn uncached() -> Vec<Case> {
-    let udp = flow(17);
     let miss = |name: &str, reason| case(name, arriving_udp(100)).misses(reason);
-    let word = move |directions, epoch, after: i64| {
-        let expiry = tick_in(std::time::Duration::ZERO).saturating_add_signed(after);
-        flow_entry(&udp, directions, epoch, expiry)
-    };
-    let known = |name: &str, reason: Reason, word| {
-        miss(name, reason).given(|maps| {
-            maps.flows.insert(flow(17), word);
-        })
-    };
-    let but = |name, reason: Reason, edit: fn(&mut FlowEntry)| {
-        let mut entry = flow_entry(&udp, 3, EPOCH, tick_in(LEASE));
-        edit(&mut entry);
-        known(name, reason, entry)
-    };
-    let stale = EPOCH + 1;
     vec![
         miss("unknown flow", NoFlow).given(|maps| maps.flows.clear()),
         case(
@@ -280,62 +199,7 @@ fn uncached() -> Vec<Case> {
                 maps.flows.remove(&flow(6));
             })
             .misses(NoFlow),
-        known(
-            "word of another flow",
-            NoFlow,
-            flow_entry(&flow(6), 3, EPOCH, tick_in(LEASE)),
-        ),
-        known(
-            "word of the epoch before",
-            StaleEpoch,
-            word(3, EPOCH - 1, 1 << 20),
-        ),
-        known(
-            "word of an epoch to come",
-            StaleEpoch,
-            word(3, stale, 1 << 20),
-        ),
-        known("lease over", LeaseExpired, word(3, EPOCH, -10)),
-        known(
-            "lease over long ago",
-            LeaseExpired,
-            word(3, EPOCH, i64::MIN),
-        ),
-        known("only egress so far", OneWay, word(1, EPOCH, 1 << 20)),
-        known("only ingress so far", OneWay, word(2, EPOCH, 1 << 20)),
-        known("no direction", NoFlow, word(0, EPOCH, 1 << 20)),
-        but("container never reached", ContainerUnlearned, |entry| {
-            entry.device = DeviceWord(0);
-            entry.mac = MacWord(0);
-        }),
-        but("device of another epoch", ContainerUnlearned, |entry| {
-            entry.device = DeviceWord::new(&flow(17), DEVICE, EPOCH + 1);
-        }),
-        but("no MAC address", ContainerUnlearned, |entry| {
-            entry.mac = MacWord(0);
-        }),
-        but(
-            "MAC address of another epoch",
-            ContainerUnlearned,
-            |entry| {
-                entry.mac = flow_entry(&flow(17), 3, EPOCH + 1, 0).mac;
-            },
-        ),
-        // As if the element had been another flow's a moment ago.
-        but("device of another flow", ContainerUnlearned, |entry| {
-            entry.device = DeviceWord::new(&other_flow(), DEVICE, EPOCH);
-        }),
-        but("MAC address of another flow", ContainerUnlearned, |entry| {
-            entry.mac = flow_entry(&other_flow(), 3, EPOCH, 0).mac;
-        }),
-        but("host unknown", NoHost, |entry| entry.host = HostWord(0)),
-        but("host of another epoch", NoHost, |entry| {
-            entry.host = host_word(REMOTE, EPOCH + 1);
-        }),
-        but("host of another container", NoHost, |entry| {
-            entry.host = host_word(NEIGHBOUR, EPOCH);
-        }),
-        but("sender behind another peer", WrongHost, |entry| {
+        INGRESS.but("sender behind another peer", WrongHost, |entry| {
             entry.host = behind(OTHER_PEER);
         }),
         case("from another peer", outer(|ip| ip[15] = 13)).misses(WrongHost),
@@ -397,7 +261,14 @@ fn hits() -> Vec<Case> {
 }
 
 pub fn cases() -> Vec<Case> {
-    let all = [foreign(), unfit(), connections(), uncached(), hits()];
+    let all = [
+        foreign(),
+        unfit(),
+        INGRESS.connections(),
+        INGRESS.entries(),
+        uncached(),
+        hits(),
+    ];
     all.into_iter().flatten().collect()
 }
 

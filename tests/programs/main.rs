@@ -6,6 +6,7 @@ mod complete;
 mod crowded;
 mod egress;
 mod egress_init;
+mod entries;
 mod epoch_race;
 mod ingress;
 mod ingress_init;

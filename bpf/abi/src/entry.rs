@@ -161,15 +161,8 @@ impl FlowEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::tests::KEY;
 
-    const KEY: FlowKey = FlowKey {
-        local: 0x0201_2a0a,
-        remote: 0x0302_2a0a,
-        local_port: 0x5000,
-        remote_port: 0x9c40,
-        protocol: 6,
-        reserved: [0; 3],
-    };
     const OTHER: FlowKey = FlowKey {
         local_port: 0x5100,
         ..KEY

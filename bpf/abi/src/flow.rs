@@ -200,10 +200,10 @@ impl FilterWord {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    const KEY: FlowKey = FlowKey {
+    pub(crate) const KEY: FlowKey = FlowKey {
         local: 0x0201_2a0a,
         remote: 0x0302_2a0a,
         local_port: 0x5000,
