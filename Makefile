@@ -48,6 +48,7 @@ bench-applications: setup ## memcached, PostgreSQL and nginx, which it installs 
 	@$(BENCH) --applications --document --json docs/benchmarks-applications.json
 
 vmtest: setup build ## run the scenarios on virtual machines (as root; SCENARIO=... for some of them)
+	@.ci/release -p oncache-testbed --bin oncache-path-cost
 	@cd vmtests && python3 -m runner $(SCENARIO)
 
 nix-check: ## check the Nix expressions without a Nix cache (NIXPKGS_LIB: nixpkgs' lib)
