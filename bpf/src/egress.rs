@@ -5,7 +5,7 @@ use aya_ebpf::{
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
         BPF_F_ADJ_ROOM_FIXED_GSO,
     },
-    helpers::{bpf_check_mtu, bpf_get_hash_recalc, bpf_redirect},
+    helpers::bpf_redirect,
 };
 use oncache_abi::{
     cache::{HEADER_LEN, HostHeaders, LocalContainer},
@@ -22,8 +22,9 @@ use oncache_abi::{
 use crate::{
     counters::{count, counted},
     inner::{self, Inner},
+    jiffy,
     learning::{close_flow, entry},
-    maps::{EGRESS_HOST, INGRESS, constant, mac_constant, now, settings},
+    maps::{EGRESS_HOST, INGRESS, constant, mac_constant, settings},
     packet::{Skb, mac_at},
 };
 
@@ -172,7 +173,7 @@ pub fn judge(
     has_payload: bool,
     epoch: u32,
 ) -> Result<(), Reason> {
-    match word.judge(key, now(), epoch) {
+    match word.judge(key, jiffy::now(), epoch) {
         Verdict::Fast => Ok(()),
         Verdict::Unknown => Err(Reason::NoFlow),
         Verdict::StaleEpoch => Err(Reason::StaleEpoch),
@@ -189,16 +190,10 @@ pub fn judge(
 /// would lose it.
 #[inline(always)]
 fn check_device(skb: &Skb, ifindex: u32, length: u32) -> Result<(), Reason> {
-    let outer = length + OVERHEAD as u32;
-    // In: the length to be judged. Out: the device's MTU (net/core/filter.c, `bpf_skb_check_mtu`,
-    // whose own verdict lets every aggregate pass).
-    let mut mtu = outer;
-    // SAFETY: the context is the program's own, and `mtu` lives through the call.
-    let outcome = unsafe { bpf_check_mtu(skb.raw().cast(), ifindex, &raw mut mtu, 0, 0) };
-    if outcome < 0 || outer > mtu {
-        return Err(Reason::OverUnderlay);
+    match jiffy::mtu(skb, ifindex) {
+        Some(mtu) if length + OVERHEAD as u32 <= mtu => Ok(()),
+        _ => Err(Reason::OverUnderlay),
     }
-    Ok(())
 }
 
 /// Puts the learned headers before the packet and sends it out of the underlay device.
@@ -210,8 +205,7 @@ fn encapsulate(
     settings: &Settings,
 ) -> Result<i32, Reason> {
     // Before the packet grows: the hash is over the inner flow, as the slow path takes it.
-    // SAFETY: the context is the program's own.
-    let hash = unsafe { bpf_get_hash_recalc(skb.raw()) };
+    let hash = skb.flow_hash();
     skb.adjust_room(OVERHEAD as i32, ENCAP_FLAGS)?;
     if let Err(reason) = write_headers(skb, inner, headers, settings, hash) {
         // Not reached with a packet that was read before; the slow path gets it as it was.

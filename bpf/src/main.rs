@@ -11,6 +11,7 @@
 //! (`TC_ACT_UNSPEC`, so that other programs and filters on the hook still run), counted by reason.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod counters;
 mod egress;
@@ -18,6 +19,7 @@ mod egress_init;
 mod ingress;
 mod ingress_init;
 mod inner;
+mod jiffy;
 mod learning;
 mod maps;
 mod outer;

@@ -3,14 +3,13 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    helpers::bpf_ktime_get_coarse_ns,
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use oncache_abi::{
     cache::{HostHeaders, HostWord, LocalContainer},
     entry::FlowEntry,
-    flow::{FlowKey, ticks},
+    flow::FlowKey,
     settings::{Constants, Settings},
     turnover,
 };
@@ -109,12 +108,4 @@ pub fn settings() -> Option<Settings> {
         ];
         Some(core::mem::transmute::<[u64; 4], Settings>(words))
     }
-}
-
-/// The present lease tick. The coarse clock (4 ms at most behind) is a few loads, not a device
-/// access.
-#[inline(always)]
-pub fn now() -> u64 {
-    // SAFETY: the helper takes no argument and has no precondition.
-    ticks(unsafe { bpf_ktime_get_coarse_ns() })
 }

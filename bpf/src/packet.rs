@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::__sk_buff,
-    helpers::{bpf_skb_adjust_room, bpf_skb_pull_data},
+    helpers::{bpf_get_hash_recalc, bpf_skb_adjust_room, bpf_skb_pull_data},
 };
 use oncache_abi::{mark::MarkField, reason::Reason};
 
@@ -52,6 +52,18 @@ impl Skb {
     #[inline(always)]
     pub fn gso_size(&self) -> u32 {
         field!(self, gso_size)
+    }
+
+    /// The hash of the packet's flow, from which the slow path makes the outer UDP source port
+    /// (include/net/udp.h, `udp_flow_src_port`). TCP's packets and those of connected UDP sockets have it
+    /// from their socket.
+    #[inline(always)]
+    pub fn flow_hash(&self) -> u32 {
+        match field!(self, hash) {
+            // SAFETY: the context is the program's own.
+            0 => unsafe { bpf_get_hash_recalc(self.raw) },
+            hash => hash,
+        }
     }
 
     /// `skb->mark`.
