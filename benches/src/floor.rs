@@ -10,7 +10,7 @@ use oncache_testbed::{Container, Host, Lab, UNDERLAY};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/floor.bpf.o"));
 
 /// The container's device on the host.
-const DEVICE: &str = "floor0";
+pub const DEVICE: &str = "floor0";
 
 /// What the overlay leaves of 1500 bytes, so that segments are of the same size.
 const MTU: &str = "1450";

@@ -16,7 +16,8 @@ use aya::{
 use oncache_testbed::{Host, UNDERLAY};
 
 use crate::{
-    column::Bed,
+    column::{Bed, Kind},
+    floor,
     traffic::{Workload, measure},
 };
 
@@ -38,30 +39,70 @@ pub struct ProgramTime {
     pub code: u32,
 }
 
-/// The programs of the fast path, where each is attached: `egress` on the client's host, `ingress`
-/// on the server's.
-const PROGRAMS: [(&str, &str); 2] = [("egress", "onc-client"), ("ingress", UNDERLAY)];
+/// A program and where it is attached.
+#[derive(Clone, Copy)]
+struct Place {
+    program: &'static str,
+    device: &'static str,
+    hook: TcAttachType,
+    on_client: bool,
+}
+
+const fn place(
+    program: &'static str,
+    device: &'static str,
+    hook: TcAttachType,
+    on_client: bool,
+) -> Place {
+    Place {
+        program,
+        device,
+        hook,
+        on_client,
+    }
+}
+
+/// What a packet from the client to the server passes by the fast path. `egress_init` does next to
+/// nothing there, one test of the mark: its time is what measuring costs.
+const ONCACHE: [Place; 3] = [
+    place("egress", "onc-client", TcAttachType::Ingress, true),
+    place("egress_init", UNDERLAY, TcAttachType::Egress, true),
+    place("ingress", UNDERLAY, TcAttachType::Ingress, false),
+];
+
+/// Likewise of the `floor` column.
+const FLOOR: [Place; 2] = [
+    place("floor_out", floor::DEVICE, TcAttachType::Ingress, true),
+    place("floor_in", UNDERLAY, TcAttachType::Ingress, false),
+];
 
 /// Run time, runs and code size of a program at one moment.
 type Sample = (Duration, u64, u32);
 
-/// Measures [`PROGRAMS`] while a workload runs.
+/// Measures the column's programs while a workload runs; none for a column that has none.
 pub fn times(
     bed: &Bed,
     workload: Workload,
     cpu: usize,
     time: Duration,
 ) -> Result<Vec<ProgramTime>, String> {
+    let places: &[Place] = match bed.column.kind {
+        Kind::Oncache => &ONCACHE,
+        Kind::Floor => &FLOOR,
+        _ => return Ok(Vec::new()),
+    };
     let _counting =
         enable_stats(Stats::RunTime).map_err(|error| format!("BPF_ENABLE_STATS: {error}"))?;
     let warm = Duration::from_millis(100);
     thread::scope(|scope| {
         let traffic = scope.spawn(|| measure(workload, &bed.client, &bed.server, cpu, warm, time));
         thread::sleep(warm);
-        let places = PROGRAMS.into_iter().zip(bed.hosts());
+        let [client, server] = bed.hosts();
         let sampling: Vec<_> = places
-            .map(|((program, device), host)| {
-                scope.spawn(move || host.enter(|| sample(host, program, device, time)))
+            .iter()
+            .map(|place| {
+                let host = if place.on_client { client } else { server };
+                scope.spawn(move || host.enter(|| sample(host, *place, time)))
             })
             .collect();
         let all: Vec<_> = sampling
@@ -69,32 +110,36 @@ pub fn times(
             .map(|it| it.join().expect("sampling reports"))
             .collect();
         traffic.join().expect("traffic reports")?;
-        let judged = PROGRAMS.into_iter().zip(all);
+        let judged = places.iter().zip(all);
         judged
-            .map(|((program, _), samples)| judge(program, &samples?))
+            .map(|(place, samples)| judge(place.program, &samples?))
             .collect()
     })
 }
 
 /// A program's run time, runs and code size, every window.
-fn sample(host: &Host, program: &str, device: &str, time: Duration) -> Result<Vec<Sample>, String> {
+fn sample(host: &Host, place: Place, time: Duration) -> Result<Vec<Sample>, String> {
     let begun = Instant::now();
     let mut samples = Vec::new();
     while begun.elapsed() < time {
-        let info = attached(program, device)
-            .map_err(|error| format!("{}: {program} at {device}: {error}", host.name))?;
+        let info = attached(place).map_err(|error| {
+            format!(
+                "{}: {} at {}: {error}",
+                host.name, place.program, place.device
+            )
+        })?;
         samples.push((info.run_time(), info.run_count(), info.size_jitted()));
         thread::sleep(WINDOW);
     }
     Ok(samples)
 }
 
-fn attached(program: &str, device: &str) -> Result<ProgramInfo, String> {
-    let (_, programs) = SchedClassifier::query_tcx(device, TcAttachType::Ingress)
-        .map_err(|error| error.to_string())?;
+fn attached(place: Place) -> Result<ProgramInfo, String> {
+    let (_, programs) =
+        SchedClassifier::query_tcx(place.device, place.hook).map_err(|error| error.to_string())?;
     programs
         .into_iter()
-        .find(|info| info.name_as_str() == Some(program))
+        .find(|info| info.name_as_str() == Some(place.program))
         .ok_or_else(|| "not attached".to_owned())
 }
 

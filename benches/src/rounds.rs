@@ -42,7 +42,7 @@ pub struct Row {
 pub struct Results {
     pub columns: Vec<String>,
     pub rows: Vec<Row>,
-    /// By column, where it has caches.
+    /// By column, where it has programs.
     pub programs: Vec<(String, Workload, Vec<ProgramTime>)>,
 }
 
@@ -63,10 +63,7 @@ pub fn run(beds: &[Bed], workloads: &[Workload], effort: Effort) -> Result<Resul
     }
     let mut programs = Vec::new();
     for workload in [Workload::UdpRounds, Workload::TcpRounds] {
-        for bed in beds
-            .iter()
-            .filter(|bed| bed.column.kind == crate::column::Kind::Oncache)
-        {
+        for bed in beds {
             let times = times(bed, workload, effort.cpu, effort.program_time)?;
             programs.push((bed.column.name.clone(), workload, times));
         }

@@ -173,7 +173,11 @@ pub fn judge(
     has_payload: bool,
     epoch: u32,
 ) -> Result<(), Reason> {
-    match word.judge(key, jiffy::now(), epoch) {
+    let now = jiffy::now();
+    if word.is_fast(key, now, epoch) {
+        return Ok(());
+    }
+    match word.judge(key, now, epoch) {
         Verdict::Fast => Ok(()),
         Verdict::Unknown => Err(Reason::NoFlow),
         Verdict::StaleEpoch => Err(Reason::StaleEpoch),
@@ -247,7 +251,7 @@ fn write_headers(
     // SAFETY: all that is written lies within the packet; BPF stores need no alignment.
     unsafe {
         let bytes = frame.cast::<u8>();
-        inner::rewrite_at(bytes.add(HEADER_LEN), inner.tos, inner.ttl - 1);
+        inner::forward(bytes.add(HEADER_LEN).cast(), inner, inner.tos);
         *bytes.cast::<[u64; HEADER_LEN / 8]>() = headers.template;
         *bytes.add(varying::TOS) = tos;
         *bytes.add(varying::TOTAL_LENGTH).cast::<u16>() = total_length;

@@ -15,7 +15,7 @@ use crate::{
     inner,
     learning::{learn_flow, may_learn},
     maps::{EGRESS_HOST, EGRESS_IP, INGRESS, constant},
-    outer::{self, Outer},
+    outer,
     packet::Skb,
 };
 
@@ -29,7 +29,7 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     }
     let outer = outer::parse(skb)?;
     // SAFETY (of `constant!`): see `maps::volatile`.
-    let (vni, host, network, netmask) = unsafe {
+    let (vni, this_host, network, netmask) = unsafe {
         (
             constant!(vni),
             constant!(host),
@@ -37,13 +37,13 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
             constant!(netmask),
         )
     };
-    if outer.source != host || outer.inner_ethertype != ETHERTYPE_IPV4.to_be() {
+    if outer.source() != this_host || outer.inner_ethertype() != ETHERTYPE_IPV4.to_be() {
         return Err(Some(Reason::NotOverlay));
     }
-    if outer.checksum != 0 {
+    if outer.checksum() != 0 {
         return Err(Some(Reason::OuterChecksum));
     }
-    if outer.vni != vni {
+    if outer.vni() != vni {
         return Err(Some(Reason::OtherVni));
     }
     let inner = inner::parse(skb, HEADER_LEN)?;
@@ -53,11 +53,12 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     if INGRESS.get_ptr(&inner.source()).is_none() {
         return Err(Some(Reason::NoContainer));
     }
-    learn_headers(skb, &outer, epoch)?;
-    learn_host(inner.destination(), outer.destination, epoch)?;
+    let host = outer.destination();
+    learn_headers(skb, host, epoch)?;
+    learn_host(inner.destination(), host, epoch)?;
     let key = inner.key_from_local();
     learn_flow(&key, &settings, |old, now, lease| {
-        FlowEntry::learn_egress(old, &key, outer.destination, now, lease, epoch)
+        FlowEntry::learn_egress(old, &key, host, now, lease, epoch)
     })?;
     count(Program::EgressInit, Reason::Learned);
     Err(None)
@@ -79,15 +80,15 @@ fn learn_host(container: u32, host: u32, epoch: u32) -> Result<(), Reason> {
 
 /// Keeps the outer headers as the peer's template, if they are not known yet.
 #[inline(always)]
-fn learn_headers(skb: &Skb, outer: &Outer, epoch: u32) -> Result<(), Reason> {
+fn learn_headers(skb: &Skb, host: u32, epoch: u32) -> Result<(), Reason> {
     // SAFETY: EGRESS_HOST has BPF_F_NO_PREALLOC: the element stays intact until this program ends.
-    let known = unsafe { EGRESS_HOST.get(&outer.destination) }.ok_or(Reason::NotPeer)?;
+    let known = unsafe { EGRESS_HOST.get(&host) }.ok_or(Reason::NotPeer)?;
     let learned = template(skb, epoch)?;
     if is_same(known, &learned) {
         return Ok(());
     }
     EGRESS_HOST
-        .insert(&outer.destination, learned, u64::from(BPF_EXIST))
+        .insert(&host, learned, u64::from(BPF_EXIST))
         .map_err(|_| Reason::HelperFailed)
 }
 

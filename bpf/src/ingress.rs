@@ -5,7 +5,7 @@ use oncache_abi::{
     cache::HEADER_LEN,
     entry::LocalEnd,
     flow::FlowKey,
-    headers::{ETH_LEN, ETHERTYPE_IPV4, OVERHEAD, UDP, decapsulated_tos},
+    headers::{ETH_LEN, ETHERTYPE_IPV4, IPV4_LEN, OVERHEAD, UDP, decapsulated_tos},
     mark::INGRESS_MISS,
     reason::{Program, Reason},
 };
@@ -28,21 +28,23 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
         return Err(Some(Reason::NotIpv4));
     }
     let outer = outer::parse(skb)?;
-    check_outer(skb, &outer)?;
-    match carried(skb, &outer) {
+    check_outer(skb, outer)?;
+    // Kept: decapsulation ends what can be read of the outer headers.
+    let source = outer.source();
+    match carried(skb, outer) {
         Ok(action) => {
             count(Program::Ingress, Reason::Hit);
             Ok(action)
         }
-        Err(reason) => Err(Some(refused(skb, &outer, reason)?)),
+        Err(reason) => Err(Some(refused(skb, source, reason)?)),
     }
 }
 
 /// What the caches are not asked for on the way to a hit. That the sender is a peer follows there
 /// from the flow's entry: its host was one in this epoch, and a peer that goes ends the epoch.
 #[inline(always)]
-fn refused(skb: &Skb, outer: &Outer, reason: Reason) -> Result<Reason, Reason> {
-    if EGRESS_HOST.get_ptr(&outer.source).is_none() {
+fn refused(skb: &Skb, source: u32, reason: Reason) -> Result<Reason, Reason> {
+    if EGRESS_HOST.get_ptr(&source).is_none() {
         return Err(Reason::NotPeer);
     }
     let changes_state = matches!(reason, Reason::TcpState | Reason::SynAck);
@@ -70,9 +72,9 @@ fn refused(skb: &Skb, outer: &Outer, reason: Reason) -> Result<Reason, Reason> {
 }
 
 #[inline(always)]
-fn carried(skb: &Skb, outer: &Outer) -> Result<i32, Reason> {
+fn carried(skb: &Skb, outer: Outer) -> Result<i32, Reason> {
     let inner = inner::parse(skb, HEADER_LEN)?;
-    let tos = decapsulated_tos(outer.tos, inner.tos).ok_or(Reason::OuterCongestion)?;
+    let tos = decapsulated_tos(outer.tos(), inner.tos).ok_or(Reason::OuterCongestion)?;
     if inner.ttl <= 1 {
         return Err(Reason::TtlExpires);
     }
@@ -99,25 +101,25 @@ fn carried(skb: &Skb, outer: &Outer) -> Result<i32, Reason> {
 
 /// What the slow path's VXLAN device would check, and what it leaves to others.
 #[inline(always)]
-fn check_outer(skb: &Skb, outer: &Outer) -> Result<(), Reason> {
+fn check_outer(skb: &Skb, outer: Outer) -> Result<(), Reason> {
     // SAFETY (of `constant!`): see `maps::volatile`.
     let (host, vni, vtep) = unsafe { (constant!(host), constant!(vni), mac_constant!(vtep)) };
     // A packet for another host that came by our MAC address is routed on, not decapsulated.
-    if !skb.is_to_host() || outer.destination != host {
+    if !skb.is_to_host() || outer.destination() != host {
         return Err(Reason::NotOverlay);
     }
-    if outer.checksum != 0 {
+    if outer.checksum() != 0 {
         return Err(Reason::OuterChecksum);
     }
-    if outer.vni != vni {
+    if outer.vni() != vni {
         return Err(Reason::OtherVni);
     }
     // The VXLAN device drops what seems to come from itself (drivers/net/vxlan/vxlan_core.c,
     // `vxlan_set_mac`).
-    if outer.inner_destination != vtep || outer.inner_source == vtep {
+    if outer.inner_destination() != vtep || outer.inner_source() == vtep {
         return Err(Reason::NotVtep);
     }
-    if outer.inner_ethertype != ETHERTYPE_IPV4.to_be() {
+    if outer.inner_ethertype() != ETHERTYPE_IPV4.to_be() {
         return Err(Reason::NotIpv4);
     }
     Ok(())
@@ -125,12 +127,12 @@ fn check_outer(skb: &Skb, outer: &Outer) -> Result<(), Reason> {
 
 /// The flow allowed both ways, the container known, and the sender the host that answers would go to.
 #[inline(always)]
-fn cached(outer: &Outer, key: &FlowKey, has_payload: bool, epoch: u32) -> Result<LocalEnd, Reason> {
+fn cached(outer: Outer, key: &FlowKey, has_payload: bool, epoch: u32) -> Result<LocalEnd, Reason> {
     let entry = entry(key).ok_or(Reason::NoFlow)?;
     judge(entry.verdict, key, has_payload, epoch)?;
     let local = entry.local(key, epoch).ok_or(Reason::ContainerUnlearned)?;
     match entry.host(key, epoch) {
-        Some(host) if host == outer.source => Ok(local),
+        Some(host) if host == outer.source() => Ok(local),
         Some(_) => Err(Reason::WrongHost),
         None => Err(Reason::NoHost),
     }
@@ -139,14 +141,9 @@ fn cached(outer: &Outer, key: &FlowKey, has_payload: bool, epoch: u32) -> Result
 /// Takes the outer headers off and hands the packet to the container's end of its device pair.
 #[inline(always)]
 fn deliver(skb: &Skb, inner: &Inner, tos: u8, local: LocalEnd) -> Result<i32, Reason> {
-    inner::rewrite(skb, HEADER_LEN, tos, inner.ttl - 1)?;
-    if let Err(reason) = skb.adjust_room(-(OVERHEAD as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)) {
-        // The slow path gets the packet as it was.
-        inner::rewrite(skb, HEADER_LEN, inner.tos, inner.ttl)?;
-        return Err(reason);
-    }
-    let frame: *mut [u8; ETH_LEN] = skb.at(0)?;
-    // SAFETY: the fourteen bytes lie within the packet; (of `mac_constant!`) see `maps::volatile`.
+    skb.adjust_room(-(OVERHEAD as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
+    let frame: *mut [u8; ETH_LEN + IPV4_LEN] = skb.at(0)?;
+    // SAFETY: all that is written lies within the packet; (of `mac_constant!`) see `maps::volatile`.
     unsafe {
         let bytes = frame.cast::<u8>();
         // Only frames from the gateway are learned from, see `ingress_init`.
@@ -154,6 +151,7 @@ fn deliver(skb: &Skb, inner: &Inner, tos: u8, local: LocalEnd) -> Result<i32, Re
         *bytes.cast::<u64>() = local.mac | gateway << 48;
         *bytes.add(8).cast::<u32>() = (gateway >> 16) as u32;
         *bytes.add(12).cast::<u16>() = ETHERTYPE_IPV4.to_be();
+        inner::forward(bytes.add(ETH_LEN).cast(), inner, tos);
     }
     // Kernels before 6.15 leave the mark on at this crossing (net/core/filter.c,
     // `skb_do_redirect`); a host's own marks are none of the container's business.

@@ -2,7 +2,7 @@
 //! the fast path at all.
 
 use oncache_abi::{
-    checksum::{fold, sum_header, update},
+    checksum::{after_hop, is_right, sum_header, update},
     flow::FlowKey,
     headers::{
         FRAGMENT, IPV4_LEN, IPV4_PLAIN, TCP, TCP_ACK, TCP_LEN, TCP_STATE_FLAGS, TCP_SYN, UDP,
@@ -79,18 +79,31 @@ pub struct Inner {
 /// Reads the IPv4 header at `offset` and refuses what no program may touch: options, and a header
 /// whose checksum is wrong (the slow path drops it: net/ipv4/ip_input.c, `ip_rcv_core`).
 #[inline(always)]
-pub fn ipv4(skb: &Skb, offset: usize) -> Result<*mut Ipv4, Reason> {
+fn ipv4(skb: &Skb, offset: usize) -> Result<*mut Ipv4, Reason> {
     let header: *mut Ipv4 = skb.at(offset)?;
     // SAFETY: `at` has shown the header to lie within the packet; BPF loads need no alignment.
     unsafe {
         if (*header).version_ihl != IPV4_PLAIN {
             return Err(Reason::IpOptions);
         }
-        if fold(sum_header(&*header.cast::<[u32; 5]>())) != 0xffff {
-            return Err(Reason::BadHeader);
-        }
+        check_sum(header)?;
     }
     Ok(header)
+}
+
+/// Refuses a header whose checksum is wrong.
+///
+/// # Safety
+///
+/// `header` is an IPv4 header without options within the packet.
+#[inline(always)]
+pub unsafe fn check_sum(header: *const Ipv4) -> Result<(), Reason> {
+    // SAFETY: the caller's; BPF loads need no alignment.
+    if is_right(sum_header(unsafe { &*header.cast::<[u32; 5]>() })) {
+        Ok(())
+    } else {
+        Err(Reason::BadHeader)
+    }
 }
 
 /// Reads the inner packet whose IPv4 header is at `offset`.
@@ -222,51 +235,25 @@ fn key(addresses: u64, ports: u32, protocol: u8) -> FlowKey {
     unsafe { core::mem::transmute::<[u64; 2], FlowKey>(words) }
 }
 
-/// Writes TOS and TTL of the header at `offset`; see [`rewrite_at`].
-#[inline(always)]
-pub fn rewrite(skb: &Skb, offset: usize, tos: u8, ttl: u8) -> Result<(), Reason> {
-    let header: *mut [u8; IPV4_LEN] = skb.at(offset)?;
-    // SAFETY: all twenty bytes lie within the packet.
-    unsafe { rewrite_at(header.cast(), tos, ttl) };
-    Ok(())
-}
-
-/// Writes TOS and TTL of a header, checksum included (net/ip.h, `ip_decrease_ttl`;
-/// include/net/inet_ecn.h, `IP_ECN_set_ce`).
+/// Does to the packet's header what a router does: lowers the TTL by one; and writes the TOS, if it is
+/// another. Checksum included (include/net/ip.h, `ip_decrease_ttl`; include/net/inet_ecn.h,
+/// `IP_ECN_set_ce`).
 ///
 /// # Safety
 ///
-/// `header` is an IPv4 header within the packet. BPF needs no alignment.
+/// `header` is the packet's IPv4 header, within the packet. BPF needs no alignment.
 #[inline(always)]
-pub unsafe fn rewrite_at(header: *mut u8, tos: u8, ttl: u8) {
-    /// The TOS is the second byte of its 16-bit word of the checksum, the TTL the first of its own.
-    const TOS_WORD: usize = 0;
-    const TTL_WORD: usize = 8;
+pub unsafe fn forward(header: *mut Ipv4, inner: &Inner, tos: u8) {
     // SAFETY: the caller's.
     unsafe {
-        let [version, _] = header.add(TOS_WORD).cast::<[u8; 2]>().read();
-        replace(header, TOS_WORD, u16::from_ne_bytes([version, tos]));
-        let [_, protocol] = header.add(TTL_WORD).cast::<[u8; 2]>().read();
-        replace(header, TTL_WORD, u16::from_ne_bytes([ttl, protocol]));
-    }
-}
-
-/// Replaces the 16-bit word at `at`, if it is another, and updates the checksum.
-///
-/// # Safety
-///
-/// `header` is an IPv4 header within the packet. BPF needs no alignment.
-#[inline(always)]
-unsafe fn replace(header: *mut u8, at: usize, new: u16) {
-    const CHECKSUM: usize = 10;
-    // SAFETY: the caller's.
-    unsafe {
-        let word = header.add(at).cast::<u16>();
-        let checksum = header.add(CHECKSUM).cast::<u16>();
-        let old = *word;
-        if old != new {
-            *word = new;
-            *checksum = update(*checksum, old, new);
+        (*header).ttl = inner.ttl - 1;
+        let mut checksum = after_hop((*header).checksum);
+        if tos != inner.tos {
+            // A 16-bit word of the checksum.
+            let word = |tos| u16::from_ne_bytes([IPV4_PLAIN, tos]);
+            checksum = update(checksum, word(inner.tos), word(tos));
+            (*header).tos = tos;
         }
+        (*header).checksum = checksum;
     }
 }

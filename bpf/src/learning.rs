@@ -43,19 +43,15 @@ pub fn may_learn(skb: &Skb, miss: u32) -> Result<Settings, Option<Reason>> {
 /// is written in the other order.
 #[inline(always)]
 pub fn entry(key: &FlowKey) -> Option<FlowEntry> {
-    FILTER.get_ptr_mut(key).map(read)
-}
-
-#[inline(always)]
-fn read(place: *mut FlowEntry) -> FlowEntry {
+    let place = FILTER.get_ptr(key)?;
     // SAFETY: four aligned words of the map, each read once and whole; each tells whose it is.
     unsafe {
-        FlowEntry {
+        Some(FlowEntry {
             verdict: core::ptr::read_volatile(&raw const (*place).verdict),
             host: core::ptr::read_volatile(&raw const (*place).host),
             device: core::ptr::read_volatile(&raw const (*place).device),
             mac: core::ptr::read_volatile(&raw const (*place).mac),
-        }
+        })
     }
 }
 
@@ -70,74 +66,34 @@ pub fn learn_flow(
     settings: &Settings,
     learned: impl FnOnce(Option<FlowEntry>, u64, u64) -> FlowEntry,
 ) -> Result<(), Reason> {
+    let old = entry(key);
     let lease = u64::from(settings.lease);
     let now = now();
-    let place = FILTER.get_ptr_mut(key);
-    let old = place.map(read);
     let is_new = old.is_none_or(|old| old.verdict.is_closed());
     if is_new && !is_admitted(now, lease, old.is_some()) {
         return Err(Reason::Crowded);
     }
     let new = learned(old, now, lease);
-    let is_written = place
-        .zip(old)
-        .is_some_and(|(place, old)| old.verdict.is_of(key) && replace(place, &old, &new));
-    if !is_written {
-        FILTER
-            .insert(key, new, 0)
-            .map_err(|_| Reason::HelperFailed)?;
+    if old.is_some_and(|old| is_same(&old, &new)) {
+        return Ok(());
     }
+    FILTER
+        .insert(key, new, 0)
+        .map_err(|_| Reason::HelperFailed)?;
     if is_new {
         count_turnover(Turnover::Entered);
     }
     Ok(())
 }
 
-/// Writes what `new` has other than `old` into the entry's place, and says whether the old one was
-/// still there. An insertion would take another element from the LRU lists, for each of a flow's
-/// directions.
-///
-/// The verdict goes last. Where the place was given to another flow meanwhile, the verdict there has another
-/// tag or lease, and stays; the words before it bear this flow's marks, and the other flow takes
-/// the slow path once more for its own.
+/// Word by word, see `egress_init.rs`.
 #[inline(always)]
-fn replace(place: *mut FlowEntry, old: &FlowEntry, new: &FlowEntry) -> bool {
-    // SAFETY: four aligned words of the map, each written whole; see `read`.
-    unsafe {
-        if new.host != old.host {
-            core::ptr::write_volatile(&raw mut (*place).host, new.host);
-        }
-        if new.device != old.device {
-            core::ptr::write_volatile(&raw mut (*place).device, new.device);
-        }
-        if new.mac != old.mac {
-            core::ptr::write_volatile(&raw mut (*place).mac, new.mac);
-        }
-        let verdict = (&raw mut (*place).verdict).cast::<u64>();
-        exchange(verdict, old.verdict.0, new.verdict.0) == old.verdict.0
-    }
-}
-
-/// Puts `new` in the place of `old`, and returns what was there. `core`'s atomics leave it out for BPF,
-/// whose kernels have had it since 5.12.
-///
-/// # Safety
-///
-/// `place` is an aligned word of a map's value.
-#[inline(always)]
-unsafe fn exchange(place: *mut u64, old: u64, new: u64) -> u64 {
-    let found;
-    // SAFETY: the caller's; the instruction touches this word and r0 alone (kernel
-    // Documentation/bpf/standardization/instruction-set.rst, "Atomic operations").
-    unsafe {
-        core::arch::asm!(
-            "r0 = cmpxchg_64({place} + 0, r0, {new})",
-            place = in(reg) place,
-            new = in(reg) new,
-            inout("r0") old => found,
-        );
-    }
-    found
+const fn is_same(old: &FlowEntry, new: &FlowEntry) -> bool {
+    (old.verdict.0 ^ new.verdict.0)
+        | (old.host.0 ^ new.host.0)
+        | (old.device.0 ^ new.device.0)
+        | (old.mac.0 ^ new.mac.0)
+        == 0
 }
 
 /// Whether a flow that is not in the cache may be entered; see `admission.rs` of the ABI. One that

@@ -11,7 +11,6 @@
 //! (`TC_ACT_UNSPEC`, so that other programs and filters on the hook still run), counted by reason.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
 
 mod counters;
 mod egress;

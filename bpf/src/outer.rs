@@ -13,12 +13,13 @@ use crate::{
 };
 
 /// Bytes that the programs read of an encapsulated packet.
-const READ_LEN: u32 = (HEADER_LEN + IPV4_LEN + TCP_LEN) as u32;
+const READ_LEN: usize = HEADER_LEN + IPV4_LEN + TCP_LEN;
 
-/// UDP, VXLAN and inner Ethernet headers, as they lie in the packet.
+/// The outer headers and the inner Ethernet header, as they lie in the packet.
 #[repr(C, packed(2))]
-#[derive(Clone, Copy)]
-struct Tunnel {
+struct Frame {
+    ethernet: [u8; ETH_LEN],
+    ip: Ipv4,
     source_port: u16,
     port: u16,
     length: u16,
@@ -30,18 +31,50 @@ struct Tunnel {
     inner_ethertype: u16,
 }
 
-/// What the programs need of the outer headers. All as in the packet: network byte order.
+/// The outer headers of a packet, for as long as nothing moves its bytes (the verifier sees to that). All in
+/// network byte order, as in the packet.
+#[derive(Clone, Copy)]
 pub struct Outer {
-    pub source: u32,
-    pub destination: u32,
-    pub tos: u8,
-    pub checksum: u16,
-    /// The VNI in its place, shifted left by 8; the reserved byte below it is zero.
-    pub vni: u32,
-    /// MAC addresses of the inner frame, see `packet::mac_at`.
-    pub inner_destination: u64,
-    pub inner_source: u64,
-    pub inner_ethertype: u16,
+    /// Invariant: the whole frame lies within the packet.
+    frame: *const Frame,
+}
+
+/// One field, read where it lies: copied, most of the headers would go to the stack and back.
+macro_rules! field {
+    ($(#[$doc:meta])* $name:ident: $type:ty = $($place:tt)+) => {
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $name(self) -> $type {
+            // SAFETY: the type's invariant; BPF loads need no alignment.
+            unsafe { (*self.frame).$($place)+ }
+        }
+    };
+}
+
+impl Outer {
+    field!(source: u32 = ip.source);
+    field!(destination: u32 = ip.destination);
+    field!(tos: u8 = ip.tos);
+    field!(checksum: u16 = checksum);
+    field!(
+        /// The VNI in its place, shifted left by 8; the reserved byte below it is zero.
+        vni: u32 = vni
+    );
+    field!(inner_ethertype: u16 = inner_ethertype);
+
+    /// Destination of the inner frame, see `packet::mac_at`.
+    #[inline(always)]
+    pub fn inner_destination(self) -> u64 {
+        // SAFETY: as in `field!`.
+        unsafe { mac_at((&raw const (*self.frame).inner_destination).cast()) }
+    }
+
+    /// Source of the inner frame, see `packet::mac_at`.
+    #[inline(always)]
+    pub fn inner_source(self) -> u64 {
+        // SAFETY: as in `field!`.
+        unsafe { mac_at((&raw const (*self.frame).inner_source).cast()) }
+    }
 }
 
 /// Reads the outer headers of a VXLAN packet of our UDP port whose lengths are true.
@@ -49,46 +82,48 @@ pub struct Outer {
 /// `NotOverlay` for everything that is not VXLAN on our port between whichever hosts.
 #[inline(always)]
 pub fn parse(skb: &Skb) -> Result<Outer, Reason> {
-    // Other traffic of the NIC leaves by the first test, before anything is pulled or summed.
+    let frame = match skb.at::<[u8; READ_LEN]>(0) {
+        Ok(bytes) => bytes.cast::<Frame>(),
+        Err(_) => pulled(skb)?,
+    };
+    // SAFETY: `at` has shown the frame to lie within the packet; (of `constant!`) see `maps::volatile`.
+    unsafe {
+        let ip = &raw const (*frame).ip;
+        // Other traffic of the NIC leaves by the first test, before anything is summed.
+        if (*ip).protocol != UDP
+            || (*ip).version_ihl != IPV4_PLAIN
+            || (*frame).port != constant!(port)
+        {
+            return Err(Reason::NotOverlay);
+        }
+        inner::check_sum(ip)?;
+        if u16::from_be((*ip).fragment) & FRAGMENT != 0 {
+            return Err(Reason::Fragment);
+        }
+        let total_length = u32::from(u16::from_be((*ip).total_length));
+        let length = u32::from(u16::from_be((*frame).length));
+        if total_length + ETH_LEN as u32 != skb.len()
+            || length + IPV4_LEN as u32 != total_length
+            || length < UDP_LEN as u32
+        {
+            return Err(Reason::BadHeader);
+        }
+        if (*frame).flags != VXLAN_FLAGS {
+            return Err(Reason::OtherVni);
+        }
+    }
+    Ok(Outer { frame })
+}
+
+/// The frame of a packet that is short, or whose headers the driver has left in pages: those are made
+/// linear, if it is one for us.
+#[inline(always)]
+fn pulled(skb: &Skb) -> Result<*mut Frame, Reason> {
     if !is_to_port(skb)? {
         return Err(Reason::NotOverlay);
     }
-    skb.ensure_linear(READ_LEN);
-    let header = inner::ipv4(skb, ETH_LEN)?;
-    let tunnel: *mut Tunnel = skb.at(ETH_LEN + IPV4_LEN)?;
-    // SAFETY: `at` has shown both headers to lie within the packet.
-    let (ip, inner_destination, inner_source) = unsafe {
-        (
-            *header,
-            mac_at((&raw const (*tunnel).inner_destination).cast()),
-            mac_at((&raw const (*tunnel).inner_source).cast()),
-        )
-    };
-    // SAFETY: likewise.
-    let tunnel = unsafe { *tunnel };
-    if u16::from_be(ip.fragment) & FRAGMENT != 0 {
-        return Err(Reason::Fragment);
-    }
-    let total_length = u32::from(u16::from_be(ip.total_length));
-    if total_length + ETH_LEN as u32 != skb.len()
-        || u32::from(u16::from_be(tunnel.length)) + IPV4_LEN as u32 != total_length
-        || usize::from(u16::from_be(tunnel.length)) < UDP_LEN
-    {
-        return Err(Reason::BadHeader);
-    }
-    if tunnel.flags != VXLAN_FLAGS {
-        return Err(Reason::OtherVni);
-    }
-    Ok(Outer {
-        source: ip.source,
-        destination: ip.destination,
-        tos: ip.tos,
-        checksum: tunnel.checksum,
-        vni: tunnel.vni,
-        inner_destination,
-        inner_source,
-        inner_ethertype: tunnel.inner_ethertype,
-    })
+    skb.ensure_linear(READ_LEN as u32);
+    skb.at(0)
 }
 
 /// Whether the packet is UDP to our port, in IPv4 without options.

@@ -101,7 +101,7 @@ impl Skb {
     #[inline(always)]
     pub fn clear_mark(&self) {
         let mark = self.mark();
-        if marks().is_marked(mark) {
+        if mark != 0 && marks().is_marked(mark) {
             self.set_mark(marks().clear(mark));
         }
     }

@@ -105,7 +105,7 @@ impl Datapath {
         });
         // The host is in the entries of those that something has been sent to.
         self.remove_flows(|flow, entry| {
-            hosts.contains(&entry.host.address()) || behind.contains(&flow.remote)
+            hosts.contains(&entry.host.whatever()) || behind.contains(&flow.remote)
         })?;
         for ip in behind {
             remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
@@ -206,7 +206,7 @@ impl Datapath {
     /// is behind and no flow goes to.
     fn sweep_egress(&mut self) -> Result<(), DatapathError> {
         let ends = found(&self.filter, |flow, entry| {
-            Some((flow.remote, entry.host.address()))
+            Some((flow.remote, entry.host.whatever()))
         });
         let remotes: HashSet<u32> = ends.iter().map(|(remote, _)| *remote).collect();
         // An address may have had to give way to others while its flows go on.

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use oncache_abi::{
     cache::{HostHeaders, HostWord, LocalContainer, MacWord},
-    entry::{DeviceWord, FlowEntry},
+    entry::{FlowEntry, FlowWord},
     flow::{EGRESS, FlowKey, INGRESS},
     mark::{ESTABLISHED, MarkField},
     settings::Constants,
@@ -199,11 +199,8 @@ pub fn flow_entry(flow: &FlowKey, directions: u64, epoch: u32, expiry: u64) -> F
     };
     FlowEntry {
         verdict: flow_word(flow, directions, epoch, expiry),
-        host: HostWord(learned(
-            EGRESS,
-            HostWord::new(flow.remote, key(PEER), epoch).0,
-        )),
-        device: DeviceWord(learned(INGRESS, DeviceWord::new(flow, device, epoch).0)),
+        host: FlowWord(learned(EGRESS, FlowWord::new(flow, key(PEER), epoch).0)),
+        device: FlowWord(learned(INGRESS, FlowWord::new(flow, device, epoch).0)),
         mac: MacWord(learned(INGRESS, seal.0)),
     }
 }
@@ -261,13 +258,13 @@ pub fn carried_flows() -> Maps {
 /// ours or was never reached, a remote end that is behind no host.
 pub fn warm_with_traps() -> Maps {
     warm().but(|maps| {
-        trap(maps, (STRANGER, REMOTE), |entry| {
-            entry.device = DeviceWord(0);
+        trap(maps, (STRANGER, REMOTE), |_, entry| {
+            entry.device = FlowWord(0);
             entry.mac = MacWord(0);
         });
-        trap(maps, (NEIGHBOUR, REMOTE), |entry| entry.mac = MacWord(0));
+        trap(maps, (NEIGHBOUR, REMOTE), |_, entry| entry.mac = MacWord(0));
         for remote in [OUTSIDE, STRANGER, NEIGHBOUR, LOCAL] {
-            trap(maps, (LOCAL, remote), |entry| entry.host = HostWord(0));
+            trap(maps, (LOCAL, remote), |_, entry| entry.host = FlowWord(0));
         }
     })
 }
@@ -277,14 +274,14 @@ pub fn warm_with_traps() -> Maps {
 /// was learned.
 pub fn warm_with_a_way_out() -> Maps {
     warm_with_traps().but(|maps| {
-        trap(maps, (LOCAL, OUTSIDE), |_| ());
-        trap(maps, (LOCAL, STRANGER), |entry| {
-            entry.host = HostWord::new(key(STRANGER), key(NO_PEER), EPOCH);
+        trap(maps, (LOCAL, OUTSIDE), |_, _| ());
+        trap(maps, (LOCAL, STRANGER), |flow, entry| {
+            entry.host = flow_behind(flow, NO_PEER);
         });
     })
 }
 
-fn trap(maps: &mut Maps, ends: (Ipv4Addr, Ipv4Addr), edit: impl Fn(&mut FlowEntry)) {
+fn trap(maps: &mut Maps, ends: (Ipv4Addr, Ipv4Addr), edit: impl Fn(&FlowKey, &mut FlowEntry)) {
     for protocol in [6, 17] {
         let flow = FlowKey {
             local: key(ends.0),
@@ -292,9 +289,14 @@ fn trap(maps: &mut Maps, ends: (Ipv4Addr, Ipv4Addr), edit: impl Fn(&mut FlowEntr
             ..flow(protocol)
         };
         let mut entry = live(&flow, 3);
-        edit(&mut entry);
+        edit(&flow, &mut entry);
         maps.flows.insert(flow, entry);
     }
+}
+
+/// What a flow's entry says of the host that its remote container is behind.
+pub fn flow_behind(flow: &FlowKey, host: Ipv4Addr) -> FlowWord {
+    FlowWord::new(flow, key(host), EPOCH)
 }
 
 /// The remote container behind a host.

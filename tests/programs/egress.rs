@@ -2,7 +2,7 @@
 
 use oncache_abi::{
     cache::{HostHeaders, LocalContainer},
-    entry::DeviceWord,
+    entry::FlowWord,
     reason::{Program, Reason::*},
 };
 
@@ -178,7 +178,7 @@ fn uncached() -> Vec<Case> {
             entry.mac.0 ^= 1;
         }),
         EGRESS.but("another device learned", ContainerUnlearned, |entry| {
-            entry.device = DeviceWord::new(&flow(17), NEIGHBOUR_DEVICE, EPOCH);
+            entry.device = FlowWord::new(&flow(17), NEIGHBOUR_DEVICE, EPOCH);
         }),
         miss("host no longer a peer", HostUnlearned).given(|maps| {
             maps.hosts.remove(&key(PEER));

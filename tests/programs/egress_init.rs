@@ -187,7 +187,7 @@ fn learned() -> Vec<Case> {
                 maps.addresses.insert(key(REMOTE), behind(OTHER_PEER));
                 for (flow, entry) in &mut maps.flows {
                     if flow.protocol == 17 {
-                        entry.host = behind(OTHER_PEER);
+                        entry.host = flow_behind(flow, OTHER_PEER);
                     }
                 }
             }),

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use oncache_abi::{
-    cache::{HostWord, MacWord},
-    entry::{DeviceWord, FlowEntry},
+    cache::MacWord,
+    entry::{FlowEntry, FlowWord},
     flow::FlowKey,
     reason::{
         Program,
@@ -103,11 +103,11 @@ impl Carrier {
             known("only ingress so far", OneWay, word(2, EPOCH, 1 << 20)),
             known("no direction", NoFlow, word(0, EPOCH, 1 << 20)),
             but("container never reached", ContainerUnlearned, |entry| {
-                entry.device = DeviceWord(0);
+                entry.device = FlowWord(0);
                 entry.mac = MacWord(0);
             }),
             but("device of another epoch", ContainerUnlearned, |entry| {
-                entry.device = DeviceWord::new(&flow(17), DEVICE, EPOCH + 1);
+                entry.device = FlowWord::new(&flow(17), DEVICE, EPOCH + 1);
             }),
             but("no MAC address", ContainerUnlearned, |entry| {
                 entry.mac = MacWord(0);
@@ -121,17 +121,17 @@ impl Carrier {
             ),
             // As if the element had been another flow's a moment ago.
             but("device of another flow", ContainerUnlearned, |entry| {
-                entry.device = DeviceWord::new(&other_flow(), DEVICE, EPOCH);
+                entry.device = FlowWord::new(&other_flow(), DEVICE, EPOCH);
             }),
             but("MAC address of another flow", ContainerUnlearned, |entry| {
                 entry.mac = flow_entry(&other_flow(), 3, EPOCH, 0).mac;
             }),
-            but("host unknown", NoHost, |entry| entry.host = HostWord(0)),
+            but("host unknown", NoHost, |entry| entry.host = FlowWord(0)),
             but("host of another epoch", NoHost, |entry| {
-                entry.host = host_word(REMOTE, EPOCH + 1);
+                entry.host = flow_entry(&flow(17), 3, EPOCH + 1, 0).host;
             }),
-            but("host of another container", NoHost, |entry| {
-                entry.host = host_word(NEIGHBOUR, EPOCH);
+            but("host of another flow", NoHost, |entry| {
+                entry.host = flow_entry(&other_flow(), 3, EPOCH, 0).host;
             }),
         ]
     }

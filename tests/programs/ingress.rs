@@ -200,7 +200,7 @@ fn uncached() -> Vec<Case> {
             })
             .misses(NoFlow),
         INGRESS.but("sender behind another peer", WrongHost, |entry| {
-            entry.host = behind(OTHER_PEER);
+            entry.host = flow_behind(&flow(17), OTHER_PEER);
         }),
         case("from another peer", outer(|ip| ip[15] = 13)).misses(WrongHost),
     ]

@@ -1,38 +1,44 @@
 //! An entry of the filter cache: all that the programs need of a flow, found by one look-up.
 
 use crate::{
-    cache::{HostWord, MacWord},
+    cache::MacWord,
     flow::{EGRESS, FilterWord, FlowKey, INGRESS, Verdict},
     plain_data,
 };
 
-/// The host-side device of a flow's local container, in one word.
+/// Thirty-two bits known of a flow, in one word with the marks of what they were learned for.
 ///
 /// | bits | meaning |
 /// | --- | --- |
-/// | 0-31 | ifindex |
+/// | 0-31 | the value, which is never zero |
 /// | 32-47 | low 16 bits of the epoch it was learned in |
 /// | 48-63 | wide tag of the flow's key |
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceWord(pub u64);
+pub struct FlowWord(pub u64);
 
-impl DeviceWord {
-    /// The word of a flow whose container is behind `ifindex`, learned in `epoch`.
+impl FlowWord {
+    /// The word of a flow that `value` was learned of in `epoch`.
     #[inline(always)]
-    pub const fn new(key: &FlowKey, ifindex: u32, epoch: u32) -> Self {
-        Self(ifindex as u64 | (epoch as u64 & 0xffff) << 32 | key.wide_tag() << 48)
+    pub const fn new(key: &FlowKey, value: u32, epoch: u32) -> Self {
+        Self(value as u64 | (epoch as u64 & 0xffff) << 32 | key.wide_tag() << 48)
     }
 
-    /// The ifindex, if the word was written for `key` in `epoch`.
+    /// The value, if the word was written for `key` in `epoch`.
     #[inline(always)]
-    pub const fn ifindex(self, key: &FlowKey, epoch: u32) -> Option<u32> {
-        let ifindex = self.0 as u32;
-        if self.0 ^ ifindex as u64 == Self::new(key, 0, epoch).0 && ifindex != 0 {
-            Some(ifindex)
+    pub const fn value(self, key: &FlowKey, epoch: u32) -> Option<u32> {
+        let value = self.whatever();
+        if self.0 ^ value as u64 == Self::new(key, 0, epoch).0 && value != 0 {
+            Some(value)
         } else {
             None
         }
+    }
+
+    /// The value, whosever it is, for listings and to clear away.
+    #[inline(always)]
+    pub const fn whatever(self) -> u32 {
+        self.0 as u32
     }
 }
 
@@ -53,15 +59,15 @@ impl DeviceWord {
 pub struct FlowEntry {
     /// Whether the flow may pass.
     pub verdict: FilterWord,
-    /// The host that the remote container is behind.
-    pub host: HostWord,
-    /// The device of the local container.
-    pub device: DeviceWord,
+    /// The host that the remote container is behind, network byte order.
+    pub host: FlowWord,
+    /// Ifindex of the local container's host-side device.
+    pub device: FlowWord,
     /// The local container's MAC address: as [`MacWord`], with the key's wide tag over the epoch.
     pub mac: MacWord,
 }
 
-plain_data!(DeviceWord, FlowEntry);
+plain_data!(FlowWord, FlowEntry);
 
 /// The way to the local container of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,13 +83,13 @@ impl FlowEntry {
     /// of this flow in `epoch`.
     #[inline(always)]
     pub const fn host(&self, key: &FlowKey, epoch: u32) -> Option<u32> {
-        self.host.host(key.remote, epoch)
+        self.host.value(key, epoch)
     }
 
     /// The way to the local container; none if this is not known of this flow in `epoch`.
     #[inline(always)]
     pub const fn local(&self, key: &FlowKey, epoch: u32) -> Option<LocalEnd> {
-        let Some(ifindex) = self.device.ifindex(key, epoch) else {
+        let Some(ifindex) = self.device.value(key, epoch) else {
             return None;
         };
         let mac = self.mac.bits();
@@ -108,7 +114,7 @@ impl FlowEntry {
         epoch: u32,
     ) -> Self {
         Self {
-            host: HostWord::new(key.remote, host, epoch),
+            host: FlowWord::new(key, host, epoch),
             ..Self::learn(old, key, EGRESS, now, lease, epoch)
         }
     }
@@ -126,7 +132,7 @@ impl FlowEntry {
     ) -> Self {
         let mac = MacWord::new(mac, 0).0 | Self::seal(key, epoch) << 48;
         Self {
-            device: DeviceWord::new(key, ifindex, epoch),
+            device: FlowWord::new(key, ifindex, epoch),
             mac: MacWord(mac),
             ..Self::learn(old, key, INGRESS, now, lease, epoch)
         }
@@ -151,8 +157,8 @@ impl FlowEntry {
         }
         Self {
             verdict: FilterWord::learn(None, key, direction, now, lease, epoch),
-            host: HostWord(0),
-            device: DeviceWord(0),
+            host: FlowWord(0),
+            device: FlowWord(0),
             mac: MacWord(0),
         }
     }
@@ -261,8 +267,8 @@ mod tests {
         assert_eq!(blank.wide_tag(), 0);
         let empty = FlowEntry {
             verdict: FilterWord(0),
-            host: HostWord(0),
-            device: DeviceWord(0),
+            host: FlowWord(0),
+            device: FlowWord(0),
             mac: MacWord(0),
         };
         assert_eq!(empty.local(&blank, 0x1_0000), None);

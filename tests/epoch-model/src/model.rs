@@ -5,7 +5,8 @@
 //! keeps by which rules it was learned, which nobody decides by and every promise is about.
 
 use oncache_abi::{
-    cache::{HostWord, MacWord},
+    cache::MacWord,
+    entry::FlowWord,
     flow::{EGRESS, FilterWord, FlowKey, INGRESS, Verdict},
     mark::{EGRESS_MISS, EPOCH_SHIFT, INGRESS_MISS, Lesson, MarkField},
     settings::Settings,
@@ -406,7 +407,7 @@ impl State {
                     let mac = MacWord::new([2, 0, 0, 0, 0, rules], epoch);
                     state.mac = Some((mac.0, rules));
                 } else {
-                    let host = HostWord::new(KEY.remote, u32::from(rules), epoch);
+                    let host = FlowWord::new(&KEY, u32::from(rules) + 1, epoch);
                     state.host = Some((host.0, rules));
                 }
                 let old = self.flow;
@@ -442,7 +443,7 @@ impl State {
     fn headers(&self, epoch: u32) -> Option<[u8; 2]> {
         let (host, by_host) = self.host?;
         let (mac, by_mac) = self.mac?;
-        HostWord(host).host(KEY.remote, epoch)?;
+        FlowWord(host).value(&KEY, epoch)?;
         MacWord(mac).is_current(epoch).then_some([by_host, by_mac])
     }
 
@@ -642,7 +643,7 @@ impl State {
             .filter(|(word, _)| u32::from(FilterWord(*word).epoch()) == between & 0xffff);
         self.host = self
             .host
-            .filter(|(word, _)| HostWord(*word).host(KEY.remote, between).is_some());
+            .filter(|(word, _)| FlowWord(*word).value(&KEY, between).is_some());
         self.mac = self
             .mac
             .filter(|(word, _)| MacWord(*word).is_current(between));
