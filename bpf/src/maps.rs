@@ -1,4 +1,4 @@
-//! The maps. All are pinned by name: they outlive the daemon. Their sizes here are defaults that
+//! The maps that the daemon shares. All are pinned by name: they outlive it. Their sizes here are defaults that
 //! the loader overrides from the configuration.
 
 use aya_ebpf::{
