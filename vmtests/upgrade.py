@@ -4,7 +4,7 @@
 import json
 
 # Makes two builds of the one that is installed. The daemon tells builds apart by the programs' instructions and by the
-# hash of the maps' layout; both are changed where they stand. "programs" has `r0 = -1` of 64 bits for the `w0 = -1` of
+# hash of the maps' layout; both are changed where they stand. "programs" has `r = -1` of 64 bits for the `w = -1` of
 # 32 at the ends of its programs, which is the same to tc; "maps" has every digit of the hash inverted, too.
 BUILDS = r"""
 import os, sys
@@ -15,9 +15,13 @@ start = binary.index(b"\x7fELF", 1)
 while binary[start + 18] != 247:
     start = binary.index(b"\x7fELF", start + 1)
 end = start + int.from_bytes(binary[start + 40 : start + 48], "little")
-short, long = bytes.fromhex("b4000000ffffffff"), bytes.fromhex("b7000000ffffffff")
-assert binary[start:end].count(short) >= 4 and binary.count(layout) > 0, "not a binary of the expected form"
-binary[start:end] = binary[start:end].replace(short, long)
+exits = 0
+# In whichever register the compiler has it.
+for register in range(10):
+    short, long = (bytes([operation, register, 0, 0, 255, 255, 255, 255]) for operation in (0xB4, 0xB7))
+    exits += binary[start:end].count(short)
+    binary[start:end] = binary[start:end].replace(short, long)
+assert exits >= 4 and binary.count(layout) > 0, f"not a binary of the expected form: {exits} exits"
 other = b"".join(b"%x" % (15 - int(chr(digit), 16)) for digit in layout)
 for name, content in (("programs", binary), ("maps", binary.replace(layout, other))):
     with open(f"/root/oncache-{name}", "wb") as file:
