@@ -98,13 +98,15 @@ impl Builds {
     }
 }
 
-/// In the embedded object, makes each program end with `r0 = -1` (64 bits) where it has `w0 = -1`
+/// In the embedded object, makes each program end with `r = -1` (64 bits) where it has `w = -1`
 /// (32 bits), which is the same to tc: it takes an `int`.
 fn change_programs(binary: &mut [u8]) {
-    const SHORT: [u8; 8] = [0xb4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
-    const LONG: [u8; 8] = [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
     let object = embedded_object(binary);
-    let places = replace(object, &SHORT, &LONG);
+    // In whichever register the compiler has it.
+    let place = |operation, register| [operation, register, 0, 0, 0xff, 0xff, 0xff, 0xff];
+    let places: usize = (0..10)
+        .map(|register| replace(object, &place(0xb4, register), &place(0xb7, register)))
+        .sum();
     assert!(places >= 4, "{places} ends of programs in the object");
 }
 
