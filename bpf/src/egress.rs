@@ -22,7 +22,7 @@ use oncache_abi::{
 use crate::{
     counters::{count, counted},
     inner::{self, Inner},
-    jiffy,
+    jiffy::Jiffy,
     learning::{close_flow, entry},
     maps::{EGRESS_HOST, INGRESS, constant, mac_constant, settings},
     packet::{Skb, mac_at},
@@ -71,9 +71,10 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
         let reason = missed(skb, &inner, Reason::SynAck, settings.epoch);
         return Err(Some(reason));
     }
-    match cached(skb, &key, inner.has_payload(), settings.epoch) {
+    let jiffy = Jiffy::present();
+    match cached(skb, &key, inner.has_payload(), jiffy.tick(), settings.epoch) {
         Ok(headers) => {
-            check_device(skb, headers.ifindex, inner.segment_length(skb))?;
+            check_device(skb, &jiffy, headers.ifindex, inner.segment_length(skb))?;
             let action = encapsulate(skb, &inner, headers, &settings)?;
             count(Program::Egress, Reason::Hit);
             Ok(action)
@@ -146,10 +147,11 @@ fn cached(
     skb: &Skb,
     key: &FlowKey,
     has_payload: bool,
+    now: u64,
     epoch: u32,
 ) -> Result<&'static HostHeaders, Reason> {
     let entry = entry(key).ok_or(Reason::NoFlow)?;
-    judge(entry.verdict, key, has_payload, epoch)?;
+    judge(entry.verdict, key, has_payload, now, epoch)?;
     let local = entry.local(key, epoch).ok_or(Reason::ContainerUnlearned)?;
     let [destination, source] = macs(skb)?;
     if local.ifindex != skb.ifindex() || source != local.mac || destination != gateway() {
@@ -171,9 +173,9 @@ pub fn judge(
     word: oncache_abi::flow::FilterWord,
     key: &FlowKey,
     has_payload: bool,
+    now: u64,
     epoch: u32,
 ) -> Result<(), Reason> {
-    let now = jiffy::now();
     if word.is_fast(key, now, epoch) {
         return Ok(());
     }
@@ -193,8 +195,8 @@ pub fn judge(
 /// headers were learned: the slow path fragments what a smaller MTU does not let through, a redirect
 /// would lose it.
 #[inline(always)]
-fn check_device(skb: &Skb, ifindex: u32, length: u32) -> Result<(), Reason> {
-    match jiffy::mtu(skb, ifindex) {
+fn check_device(skb: &Skb, jiffy: &Jiffy, ifindex: u32, length: u32) -> Result<(), Reason> {
+    match jiffy.mtu(skb, ifindex) {
         Some(mtu) if length + OVERHEAD as u32 <= mtu => Ok(()),
         _ => Err(Reason::OverUnderlay),
     }

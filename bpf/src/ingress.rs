@@ -14,6 +14,7 @@ use crate::{
     counters::count,
     egress::judge,
     inner::{self, Inner},
+    jiffy,
     learning::{close_flow, entry},
     maps::{EGRESS_HOST, INGRESS, constant, mac_constant, settings},
     outer::{self, Outer},
@@ -129,7 +130,7 @@ fn check_outer(skb: &Skb, outer: Outer) -> Result<(), Reason> {
 #[inline(always)]
 fn cached(outer: Outer, key: &FlowKey, has_payload: bool, epoch: u32) -> Result<LocalEnd, Reason> {
     let entry = entry(key).ok_or(Reason::NoFlow)?;
-    judge(entry.verdict, key, has_payload, epoch)?;
+    judge(entry.verdict, key, has_payload, jiffy::now(), epoch)?;
     let local = entry.local(key, epoch).ok_or(Reason::ContainerUnlearned)?;
     match entry.host(key, epoch) {
         Some(host) if host == outer.source() => Ok(local),

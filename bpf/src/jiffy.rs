@@ -25,60 +25,75 @@ struct Answers {
 #[map]
 static JIFFY: PerCpuArray<Answers> = PerCpuArray::with_max_entries(1, 0);
 
-/// This CPU's answers of the present jiffy, the tick among them.
+/// This CPU's answers of the present jiffy, the tick among them; none where there is no place for them.
 ///
 /// The programs run with softirqs off, one at a time on a CPU. Where they are not (a real-time kernel
 /// may let them be preempted), each word is still whole, and the tick is written before the jiffy.
-#[inline(always)]
-fn present() -> Option<*mut Answers> {
-    // SAFETY: the helper takes no argument and has no precondition. The JIT makes one load of it.
-    let jiffy = unsafe { bpf_jiffies64() };
-    let answers = JIFFY.get_ptr_mut(0)?;
-    // SAFETY: the element is this CPU's own and aligned; volatile: each word whole, in this order.
-    unsafe {
-        if core::ptr::read_volatile(&raw const (*answers).jiffy) != jiffy {
-            core::ptr::write_volatile(&raw mut (*answers).mtu, 0);
-            core::ptr::write_volatile(&raw mut (*answers).tick, ask_tick());
-            core::ptr::write_volatile(&raw mut (*answers).jiffy, jiffy);
-        }
-    }
-    Some(answers)
+pub struct Jiffy {
+    answers: Option<*mut Answers>,
 }
 
-/// The present lease tick, two jiffies behind at most: the coarse clock is set once a jiffy, a little
-/// after jiffies are (kernel/time/tick-sched.c, `tick_do_update_jiffies64`).
+impl Jiffy {
+    /// The present one.
+    #[inline(always)]
+    pub fn present() -> Self {
+        // SAFETY: the helper takes no argument and has no precondition. The JIT makes one load of it.
+        let jiffy = unsafe { bpf_jiffies64() };
+        let answers = JIFFY.get_ptr_mut(0);
+        if let Some(answers) = answers {
+            // SAFETY: the element is this CPU's own and aligned; volatile: each word whole, in this order.
+            unsafe {
+                if core::ptr::read_volatile(&raw const (*answers).jiffy) != jiffy {
+                    core::ptr::write_volatile(&raw mut (*answers).mtu, 0);
+                    core::ptr::write_volatile(&raw mut (*answers).tick, ask_tick());
+                    core::ptr::write_volatile(&raw mut (*answers).jiffy, jiffy);
+                }
+            }
+        }
+        Self { answers }
+    }
+
+    /// The lease tick, two jiffies behind at most: the coarse clock is set once a jiffy, a little after
+    /// jiffies are (kernel/time/tick-sched.c, `tick_do_update_jiffies64`).
+    #[inline(always)]
+    pub fn tick(&self) -> u64 {
+        match self.answers {
+            // SAFETY: as in `present`.
+            Some(answers) => unsafe { core::ptr::read_volatile(&raw const (*answers).tick) },
+            None => ask_tick(),
+        }
+    }
+
+    /// The device's MTU; none if there is no such device.
+    #[inline(always)]
+    pub fn mtu(&self, skb: &Skb, ifindex: u32) -> Option<u32> {
+        let answers = self.answers?;
+        // SAFETY: as in `present`.
+        unsafe {
+            let known = core::ptr::read_volatile(&raw const (*answers).mtu);
+            if (known >> 32) as u32 == ifindex {
+                return Some(known as u32);
+            }
+            let mtu = ask_mtu(skb, ifindex)?;
+            core::ptr::write_volatile(
+                &raw mut (*answers).mtu,
+                u64::from(ifindex) << 32 | u64::from(mtu),
+            );
+            Some(mtu)
+        }
+    }
+}
+
+/// The present lease tick, for who needs nothing else.
 #[inline(always)]
 pub fn now() -> u64 {
-    match present() {
-        // SAFETY: as in `present`.
-        Some(answers) => unsafe { core::ptr::read_volatile(&raw const (*answers).tick) },
-        None => ask_tick(),
-    }
+    Jiffy::present().tick()
 }
 
 #[inline(always)]
 fn ask_tick() -> u64 {
     // SAFETY: the helper takes no argument and has no precondition.
     ticks(unsafe { bpf_ktime_get_coarse_ns() })
-}
-
-/// The device's MTU as it was in this jiffy; none if there is no such device.
-#[inline(always)]
-pub fn mtu(skb: &Skb, ifindex: u32) -> Option<u32> {
-    let answers = present()?;
-    // SAFETY: as in `present`.
-    unsafe {
-        let known = core::ptr::read_volatile(&raw const (*answers).mtu);
-        if (known >> 32) as u32 == ifindex {
-            return Some(known as u32);
-        }
-        let mtu = ask_mtu(skb, ifindex)?;
-        core::ptr::write_volatile(
-            &raw mut (*answers).mtu,
-            u64::from(ifindex) << 32 | u64::from(mtu),
-        );
-        Some(mtu)
-    }
 }
 
 #[inline(always)]

@@ -90,10 +90,7 @@ pub fn parse(skb: &Skb) -> Result<Outer, Reason> {
     unsafe {
         let ip = &raw const (*frame).ip;
         // Other traffic of the NIC leaves by the first test, before anything is summed.
-        if (*ip).protocol != UDP
-            || (*ip).version_ihl != IPV4_PLAIN
-            || (*frame).port != constant!(port)
-        {
+        if !is_to_port(ip, (*frame).port) {
             return Err(Reason::NotOverlay);
         }
         inner::check_sum(ip)?;
@@ -119,22 +116,23 @@ pub fn parse(skb: &Skb) -> Result<Outer, Reason> {
 /// linear, if it is one for us.
 #[inline(always)]
 fn pulled(skb: &Skb) -> Result<*mut Frame, Reason> {
-    if !is_to_port(skb)? {
+    let header: *mut Ipv4 = skb.at(ETH_LEN).map_err(|_| Reason::NotOverlay)?;
+    let ports: *mut [u16; 2] = skb.at(ETH_LEN + IPV4_LEN).map_err(|_| Reason::NotOverlay)?;
+    // SAFETY: `at` has shown both to lie within the packet.
+    if !unsafe { is_to_port(header, (*ports)[1]) } {
         return Err(Reason::NotOverlay);
     }
     skb.ensure_linear(READ_LEN as u32);
     skb.at(0)
 }
 
-/// Whether the packet is UDP to our port, in IPv4 without options.
+/// Whether the packet is UDP to our port, in IPv4 without options; `port` as in the packet.
+///
+/// # Safety
+///
+/// `ip` is a header within the packet.
 #[inline(always)]
-fn is_to_port(skb: &Skb) -> Result<bool, Reason> {
-    let header: *mut Ipv4 = skb.at(ETH_LEN).map_err(|_| Reason::NotOverlay)?;
-    let ports: *mut [u16; 2] = skb.at(ETH_LEN + IPV4_LEN).map_err(|_| Reason::NotOverlay)?;
-    // SAFETY: `at` has shown both to lie within the packet; (of `constant!`) see `maps::volatile`.
-    unsafe {
-        Ok((*header).protocol == UDP
-            && (*header).version_ihl == IPV4_PLAIN
-            && (*ports)[1] == constant!(port))
-    }
+unsafe fn is_to_port(ip: *const Ipv4, port: u16) -> bool {
+    // SAFETY: the caller's; (of `constant!`) see `maps::volatile`.
+    unsafe { (*ip).protocol == UDP && (*ip).version_ihl == IPV4_PLAIN && port == constant!(port) }
 }
