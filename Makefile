@@ -47,9 +47,8 @@ bench-applications: setup ## memcached, PostgreSQL and nginx, which it installs 
 	cargo build --release --locked
 	@$(BENCH) --applications --document --json docs/benchmarks-applications.json
 
-vmtest: setup build ## run the scenarios on virtual machines (as root; SCENARIO=... for some of them)
-	@.ci/release -p oncache-testbed --bin oncache-path-cost
-	@cd vmtests && python3 -m runner $(SCENARIO)
+vmtest: setup ## run the scenarios on virtual machines (as root; SCENARIO=... for some of them)
+	@.ci/vmtest $(SCENARIO)
 
 nix-check: ## check the Nix expressions without a Nix cache (NIXPKGS_LIB: nixpkgs' lib)
 	@.ci/nix-check

@@ -130,6 +130,7 @@ def main() -> int:
     parser.add_argument(
         "--jobs", type=int, default=JOBS, metavar="N", help=f"run N scenarios at a time ({JOBS} on this machine)"
     )
+    parser.add_argument("--prepare", action="store_true", help="run nothing, only make what images and snapshots are missing")
     parser.add_argument("--rebuild", action="store_true", help="build the images anew, with the newest packages")
     options = parser.parse_args()
     if options.list:
@@ -151,8 +152,14 @@ def main() -> int:
         if options.rebuild:
             image.remove_old()
         prepare(names, known, options.cold)
+        if options.prepare:
+            return 0
+        if not layout.BINARY.exists():
+            raise RunnerError(f"{layout.BINARY} is not there: run `make build`")
     except RunnerError as error:
         print(f"vmtest: {error}", file=sys.stderr, flush=True)
+        if options.prepare:
+            return 1
         verdicts = [report.Verdict(name, 0.0, f"not run: {error}") for name in names]
     else:
         verdicts = run_all({name: known[name] for name in names}, options.cold, options.jobs)
@@ -167,8 +174,7 @@ def main() -> int:
 
 
 def prepare(names: list[str], known: dict[str, dict], cold: bool) -> None:
-    if not layout.BINARY.exists():
-        raise RunnerError(f"{layout.BINARY} is not there: run `make build`")
+    """Images and snapshots, which hold nothing of oncache: they may be made while it is built."""
     built = image.ready()
     kernels = {known[name].get("kernel", image.DEFAULT_KERNEL) for name in names if not boots(known[name])}
     for kernel in sorted(kernels) if not cold else []:
