@@ -124,7 +124,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make vmtest", description="Runs the scenarios on virtual machines.")
     parser.add_argument("scenario", nargs="*", help="names of scenarios; all of them if none is given")
     parser.add_argument("--list", action="store_true", help="list the scenarios")
-    parser.add_argument("--ci", action="store_true", help="only those that every change must pass")
     parser.add_argument("--cold", action="store_true", help="boot every machine instead of restoring a snapshot")
     parser.add_argument("--broken", choices=broken.names(), help="put that of broken/ in the scenarios' way")
     parser.add_argument(
@@ -141,7 +140,7 @@ def main() -> int:
     unknown = set(options.scenario) - set(known)
     if unknown:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
-    names = options.scenario or [name for name in known if not options.ci or known[name].get("ci", False)]
+    names = options.scenario or list(known)
     if options.broken:
         known = {name: {**scenario, "broken": options.broken} for name, scenario in known.items() if "says" not in scenario}
         names = [name for name in names if name in known]
