@@ -1,6 +1,7 @@
 //! UDP flows by the fast path, and the datagrams that have to take the slow one whole.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     net::{SocketAddr, UdpSocket},
     os::fd::AsRawFd as _,
     time::Duration,
@@ -183,4 +184,64 @@ fn aggregates_of_a_cached_flow_arrive_whole() {
         into.get("ingress", "udp-aggregate") >= 200,
         "received by the slow one: {into}"
     );
+}
+
+/// Their packets have no hash: the fast path takes the port that the slow one made of the flow.
+#[test]
+fn flows_of_unconnected_sockets_keep_their_outer_source_ports() {
+    let lab = Lab::two_hosts(env!("CARGO_BIN_EXE_oncache"));
+    lab.start();
+    let client = lab.alpha().add_container("client");
+    let server = lab.beta().add_container("server");
+    let sockets = |container: &Container, ports: std::ops::Range<u16>| -> Vec<UdpSocket> {
+        let bound = |port| {
+            let socket = UdpSocket::bind((container.ip, port)).expect("bind in the container");
+            let timeout = Some(Duration::from_secs(2));
+            socket.set_read_timeout(timeout).expect("set a time-out");
+            socket
+        };
+        container.enter(|| ports.map(bound).collect())
+    };
+    let (senders, receivers) = (sockets(&client, 6100..6116), sockets(&server, 6200..6216));
+    let wire = Capture::on(lab.alpha(), "eth1")
+        .snap(128)
+        .filter(|frame| {
+            frame
+                .vxlan()
+                .is_some_and(|vxlan| vxlan.inner.udp().is_some())
+        })
+        .start();
+    let mut buffer = [0; 64];
+    for _ in 0..50 {
+        for (sender, receiver) in senders.iter().zip(&receivers) {
+            let to = receiver.local_addr().expect("bound");
+            sender.send_to(b"question", to).expect("send");
+            let (_, from) = receiver.recv_from(&mut buffer).expect("a question");
+            receiver.send_to(b"answer", from).expect("answer");
+            sender.recv_from(&mut buffer).expect("an answer");
+        }
+    }
+    let recording = wire.stop();
+
+    let mut outer = BTreeMap::<(bool, u16), BTreeSet<u16>>::new();
+    for frame in &recording.frames {
+        let view = frame.view();
+        let udp = view.udp().expect("VXLAN is in UDP");
+        let vxlan = view.vxlan().expect("as filtered");
+        let inner = vxlan.inner.udp().expect("as filtered");
+        let flow = (frame.outgoing, inner.source_port());
+        outer.entry(flow).or_default().insert(udp.source_port());
+    }
+    let hits = lab.alpha().counters().get("egress", "hit");
+    println!(
+        "{} packets, {hits} sent by the fast path; outer ports {outer:?}",
+        recording.frames.len()
+    );
+    assert_eq!(recording.frames.len(), 2 * 16 * 50);
+    assert!(hits >= 16 * 47, "{hits}");
+    assert_eq!(outer.len(), 2 * 16);
+    assert!(outer.values().all(|ports| ports.len() == 1), "{outer:?}");
+    // Different flows go different ways; both directions of one have one hash.
+    let different: BTreeSet<_> = outer.values().flatten().collect();
+    assert!(different.len() > 8, "{different:?}");
 }

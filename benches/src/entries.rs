@@ -25,6 +25,9 @@ const MAPS: &str = "/sys/fs/bpf/oncache/maps";
 /// An hour: longer than any measurement.
 const LEASE_NS: u64 = 3600 * 1_000_000_000;
 
+/// Outer UDP source port of them all: the wire is one, whichever it is.
+const OUTER_PORT: u16 = 40000;
+
 /// Enters the flows of `Workload::Spread` into the filter caches of both hosts, both directions
 /// live.
 pub fn enter(bed: &Bed, flows: u32) -> Result<(), String> {
@@ -157,8 +160,8 @@ fn fill(ends: &Ends, flows: u32) -> Result<(), Failure> {
             protocol: UDP,
             reserved: [0; 3],
         };
-        let (lease, host) = (ticks(LEASE_NS), address(ends.behind));
-        let out = FlowEntry::learn_egress(None, &key, host, now, lease, epoch);
+        let (lease, way) = (ticks(LEASE_NS), (address(ends.behind), OUTER_PORT));
+        let out = FlowEntry::learn_egress(None, &key, way, now, lease, epoch);
         let both = FlowEntry::learn_ingress(Some(out), &key, end, now, lease, epoch);
         filter.insert(key, both, 0)?;
     }

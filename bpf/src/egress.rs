@@ -23,7 +23,7 @@ use crate::{
     counters::{count, counted},
     inner::{self, Inner},
     jiffy::Jiffy,
-    learning::{close_flow, entry},
+    learning::{Place, close_flow},
     maps::{EGRESS_HOST, INGRESS, constant, mac_constant, settings},
     packet::{Skb, mac_at},
 };
@@ -72,10 +72,10 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
         return Err(Some(reason));
     }
     let jiffy = Jiffy::present();
-    match cached(skb, &key, inner.has_payload(), jiffy.tick(), settings.epoch) {
-        Ok(headers) => {
-            check_device(skb, &jiffy, headers.ifindex, inner.segment_length(skb))?;
-            let action = encapsulate(skb, &inner, headers, &settings)?;
+    match cached(skb, &key, inner.has_payload(), jiffy.tick(), &settings) {
+        Ok(way) => {
+            check_device(skb, &jiffy, way.headers.ifindex, inner.segment_length(skb))?;
+            let action = encapsulate(skb, &inner, &key, way)?;
             count(Program::Egress, Reason::Hit);
             Ok(action)
         }
@@ -140,6 +140,13 @@ fn check_sender(skb: &Skb, local: &LocalContainer, epoch: u32) -> Result<(), Rea
     Ok(())
 }
 
+/// How a packet is to be encapsulated.
+struct Way {
+    headers: &'static HostHeaders,
+    /// Outer UDP source port, host byte order.
+    port: u16,
+}
+
 /// The flow allowed both ways, its packet from the very device and MAC address that what comes back
 /// is delivered to, and the host known.
 #[inline(always)]
@@ -148,23 +155,32 @@ fn cached(
     key: &FlowKey,
     has_payload: bool,
     now: u64,
-    epoch: u32,
-) -> Result<&'static HostHeaders, Reason> {
-    let entry = entry(key).ok_or(Reason::NoFlow)?;
-    judge(entry.verdict, key, has_payload, now, epoch)?;
-    let local = entry.local(key, epoch).ok_or(Reason::ContainerUnlearned)?;
+    settings: &Settings,
+) -> Result<Way, Reason> {
+    let epoch = settings.epoch;
+    let place = Place::of(key).ok_or(Reason::NoFlow)?;
+    judge(place.verdict(), key, has_payload, now, epoch)?;
+    let local = place.local(key, epoch).ok_or(Reason::ContainerUnlearned)?;
     let [destination, source] = macs(skb)?;
     if local.ifindex != skb.ifindex() || source != local.mac || destination != gateway() {
         // What is wrong with the sender, if it is wrong and not the entry old, `missed` finds out.
         return Err(Reason::ContainerUnlearned);
     }
-    let host = entry.host(key, epoch).ok_or(Reason::NoHost)?;
+    let host = place.host().value(key, epoch).ok_or(Reason::NoHost)?;
     // SAFETY: EGRESS_HOST has BPF_F_NO_PREALLOC: the element stays intact until this program ends.
     let headers = unsafe { EGRESS_HOST.get(&host) }.ok_or(Reason::HostUnlearned)?;
     if !headers.is_current(epoch) {
         return Err(Reason::HostUnlearned);
     }
-    Ok(headers)
+    let port = match skb.flow_hash() {
+        // As the slow path does it now: a connection that lost packets takes another hash, and so another
+        // way through the network (net/ipv4/tcp_timer.c, `tcp_write_timeout`).
+        Some(hash) => source_port(hash, settings.port_min, settings.port_max),
+        // As the slow path did it: the same hash of the same flow, which costs more to calculate than all
+        // else here but the room for the headers.
+        None => place.port().value(key, epoch).ok_or(Reason::NoHost)? as u16,
+    };
+    Ok(Way { headers, port })
 }
 
 /// The filter cache's verdict as a reason.
@@ -204,57 +220,44 @@ fn check_device(skb: &Skb, jiffy: &Jiffy, ifindex: u32, length: u32) -> Result<(
 
 /// Puts the learned headers before the packet and sends it out of the underlay device.
 #[inline(always)]
-fn encapsulate(
-    skb: &Skb,
-    inner: &Inner,
-    headers: &HostHeaders,
-    settings: &Settings,
-) -> Result<i32, Reason> {
-    // Before the packet grows: the hash is over the inner flow, as the slow path takes it.
-    let hash = skb.flow_hash();
+fn encapsulate(skb: &Skb, inner: &Inner, key: &FlowKey, way: Way) -> Result<i32, Reason> {
     skb.adjust_room(OVERHEAD as i32, ENCAP_FLAGS)?;
-    if let Err(reason) = write_headers(skb, inner, headers, settings, hash) {
+    if let Err(reason) = write_headers(skb, inner, key, &way) {
         // Not reached with a packet that was read before; the slow path gets it as it was.
         let _ = skb.adjust_room(-(OVERHEAD as i32), BPF_F_ADJ_ROOM_FIXED_GSO as u64);
         return Err(reason);
     }
     // SAFETY: no precondition.
-    Ok(unsafe { bpf_redirect(headers.ifindex, 0) } as i32)
+    Ok(unsafe { bpf_redirect(way.headers.ifindex, 0) } as i32)
 }
 
 /// The ID of the outer packet: it may be fragmented on its way (the kernel leaves DF off), so it has
 /// to differ from its neighbours' (RFC 6864, section 4.1). This CPU's packets are numbered by its own
-/// count; those of two CPUs are as far apart as their flows' hashes. A random number costs a call, and
+/// count; those of two CPUs are as far apart as their flows' tags. A random number costs a call, and
 /// comes round by chance sooner than after 65,536 packets.
 #[inline(always)]
-fn identification(hash: u32) -> u16 {
-    (counted(Program::Egress, Reason::Hit) as u16).wrapping_add(hash as u16)
+fn identification(key: &FlowKey) -> u16 {
+    (counted(Program::Egress, Reason::Hit) as u16).wrapping_add(key.wide_tag() as u16)
 }
 
 #[inline(always)]
-fn write_headers(
-    skb: &Skb,
-    inner: &Inner,
-    headers: &HostHeaders,
-    settings: &Settings,
-    hash: u32,
-) -> Result<(), Reason> {
+fn write_headers(skb: &Skb, inner: &Inner, key: &FlowKey, way: &Way) -> Result<(), Reason> {
     // All that is written, before anything is.
     let frame: *mut [u8; HEADER_LEN + IPV4_LEN] = skb.at(0)?;
     let tos = outer_tos(inner.tos);
     let total_length = (inner.total_length + OVERHEAD as u16).to_be();
-    let id = identification(hash);
-    let sum = u64::from(headers.ip_sum)
+    let id = identification(key);
+    let sum = u64::from(way.headers.ip_sum)
         + u64::from(u16::from_ne_bytes([0, tos]))
         + u64::from(total_length)
         + u64::from(id);
-    let port = source_port(hash, settings.port_min, settings.port_max).to_be();
+    let port = way.port.to_be();
     let udp_length = (inner.total_length + (OVERHEAD - IPV4_LEN) as u16).to_be();
     // SAFETY: all that is written lies within the packet; BPF stores need no alignment.
     unsafe {
         let bytes = frame.cast::<u8>();
         inner::forward(bytes.add(HEADER_LEN).cast(), inner, inner.tos);
-        *bytes.cast::<[u64; HEADER_LEN / 8]>() = headers.template;
+        *bytes.cast::<[u64; HEADER_LEN / 8]>() = way.headers.template;
         *bytes.add(varying::TOS) = tos;
         *bytes.add(varying::TOTAL_LENGTH).cast::<u16>() = total_length;
         *bytes.add(varying::ID).cast::<u16>() = id;

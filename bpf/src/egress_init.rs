@@ -57,8 +57,9 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     learn_headers(skb, host, epoch)?;
     learn_host(inner.destination(), host, epoch)?;
     let key = inner.key_from_local();
+    let way = (host, outer.source_port());
     learn_flow(&key, &settings, |old, now, lease| {
-        FlowEntry::learn_egress(old, &key, host, now, lease, epoch)
+        FlowEntry::learn_egress(old, &key, way, now, lease, epoch)
     })?;
     count(Program::EgressInit, Reason::Learned);
     Err(None)

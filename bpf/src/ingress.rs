@@ -15,7 +15,7 @@ use crate::{
     egress::judge,
     inner::{self, Inner},
     jiffy,
-    learning::{close_flow, entry},
+    learning::{Place, close_flow},
     maps::{EGRESS_HOST, INGRESS, constant, mac_constant, settings},
     outer::{self, Outer},
     packet::Skb,
@@ -129,10 +129,10 @@ fn check_outer(skb: &Skb, outer: Outer) -> Result<(), Reason> {
 /// The flow allowed both ways, the container known, and the sender the host that answers would go to.
 #[inline(always)]
 fn cached(outer: Outer, key: &FlowKey, has_payload: bool, epoch: u32) -> Result<LocalEnd, Reason> {
-    let entry = entry(key).ok_or(Reason::NoFlow)?;
-    judge(entry.verdict, key, has_payload, jiffy::now(), epoch)?;
-    let local = entry.local(key, epoch).ok_or(Reason::ContainerUnlearned)?;
-    match entry.host(key, epoch) {
+    let place = Place::of(key).ok_or(Reason::NoFlow)?;
+    judge(place.verdict(), key, has_payload, jiffy::now(), epoch)?;
+    let local = place.local(key, epoch).ok_or(Reason::ContainerUnlearned)?;
+    match place.host().value(key, epoch) {
         Some(host) if host == outer.source() => Ok(local),
         Some(_) => Err(Reason::WrongHost),
         None => Err(Reason::NoHost),

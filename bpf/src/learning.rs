@@ -3,8 +3,9 @@
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use oncache_abi::{
     admission::{ONE_OF, Window, with_one_less},
-    entry::FlowEntry,
-    flow::FlowKey,
+    cache::MacWord,
+    entry::{FlowEntry, FlowWord, LocalEnd},
+    flow::{FilterWord, FlowKey},
     mark::Lesson,
     reason::Reason,
     settings::Settings,
@@ -39,19 +40,51 @@ pub fn may_learn(skb: &Skb, miss: u32) -> Result<Settings, Option<Reason>> {
     }
 }
 
-/// The flow's entry as it is now. Its verdict is read first: what is written to an entry in its place
-/// is written in the other order.
-#[inline(always)]
-pub fn entry(key: &FlowKey) -> Option<FlowEntry> {
-    let place = FILTER.get_ptr(key)?;
-    // SAFETY: four aligned words of the map, each read once and whole; each tells whose it is.
-    unsafe {
-        Some(FlowEntry {
-            verdict: core::ptr::read_volatile(&raw const (*place).verdict),
-            host: core::ptr::read_volatile(&raw const (*place).host),
-            device: core::ptr::read_volatile(&raw const (*place).device),
-            mac: core::ptr::read_volatile(&raw const (*place).mac),
-        })
+/// A flow's place in the filter cache. What is there may change, and be given to another flow, at any moment: each
+/// word is read by itself, once and whole, and tells whose it is.
+#[derive(Clone, Copy)]
+pub struct Place(*mut FlowEntry);
+
+/// One word of the entry, as it is now.
+macro_rules! word {
+    ($name:ident: $type:ty) => {
+        #[inline(always)]
+        pub fn $name(self) -> $type {
+            // SAFETY: an aligned word of an element of the map, which stays in memory until the program ends.
+            unsafe { core::ptr::read_volatile(&raw const (*self.0).$name) }
+        }
+    };
+}
+
+impl Place {
+    word!(verdict: FilterWord);
+    word!(host: FlowWord);
+    word!(device: FlowWord);
+    word!(mac: MacWord);
+    word!(port: FlowWord);
+
+    /// The place of the flow that has one.
+    #[inline(always)]
+    pub fn of(key: &FlowKey) -> Option<Self> {
+        FILTER.get_ptr_mut(key).map(Self)
+    }
+
+    /// The way to the local container, see [`FlowEntry::local`].
+    #[inline(always)]
+    pub fn local(self, key: &FlowKey, epoch: u32) -> Option<LocalEnd> {
+        LocalEnd::told(self.device(), self.mac(), key, epoch)
+    }
+
+    /// All that is there.
+    #[inline(always)]
+    fn entry(self) -> FlowEntry {
+        FlowEntry {
+            verdict: self.verdict(),
+            host: self.host(),
+            device: self.device(),
+            mac: self.mac(),
+            port: self.port(),
+        }
     }
 }
 
@@ -66,7 +99,7 @@ pub fn learn_flow(
     settings: &Settings,
     learned: impl FnOnce(Option<FlowEntry>, u64, u64) -> FlowEntry,
 ) -> Result<(), Reason> {
-    let old = entry(key);
+    let old = Place::of(key).map(Place::entry);
     let lease = u64::from(settings.lease);
     let now = now();
     let is_new = old.is_none_or(|old| old.verdict.is_closed());
@@ -93,6 +126,7 @@ const fn is_same(old: &FlowEntry, new: &FlowEntry) -> bool {
         | (old.host.0 ^ new.host.0)
         | (old.device.0 ^ new.device.0)
         | (old.mac.0 ^ new.mac.0)
+        | (old.port.0 ^ new.port.0)
         == 0
 }
 
@@ -130,19 +164,16 @@ fn is_admitted(now: u64, lease: u64, has_place: bool) -> bool {
 /// the LRU lists, at each connection.
 #[inline(always)]
 pub fn close_flow(key: &FlowKey) {
-    let Some(place) = FILTER.get_ptr_mut(key) else {
+    let Some(place) = Place::of(key) else {
+        return;
+    };
+    let Some(closed) = place.verdict().close(key) else {
         return;
     };
     // SAFETY: the verdict is one aligned word, whole whenever it is read or written. Whatever was learned since it was
     // read is closed with it. Given to another key meanwhile, the place has a word that allows nothing,
     // and its flow takes the slow path once more.
-    unsafe {
-        let verdict = &raw mut (*place).verdict;
-        let Some(closed) = core::ptr::read_volatile(verdict).close(key) else {
-            return;
-        };
-        core::ptr::write_volatile(verdict, closed);
-    }
+    unsafe { core::ptr::write_volatile(&raw mut (*place.0).verdict, closed) };
     count_turnover(Turnover::Removed);
     if let Some(entered) = COUNTERS.get_ptr_mut(Turnover::WindowEntered.index()) {
         // SAFETY: this CPU's own, see `counters.rs`.

@@ -62,6 +62,13 @@ impl Outer {
     );
     field!(inner_ethertype: u16 = inner_ethertype);
 
+    /// UDP source port, host byte order.
+    #[inline(always)]
+    pub fn source_port(self) -> u16 {
+        // SAFETY: as in `field!`.
+        u16::from_be(unsafe { (*self.frame).source_port })
+    }
+
     /// Destination of the inner frame, see `packet::mac_at`.
     #[inline(always)]
     pub fn inner_destination(self) -> u64 {

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::__sk_buff,
-    helpers::{bpf_get_hash_recalc, bpf_skb_adjust_room, bpf_skb_pull_data},
+    helpers::{bpf_skb_adjust_room, bpf_skb_pull_data},
 };
 use oncache_abi::{mark::MarkField, reason::Reason};
 
@@ -54,15 +54,15 @@ impl Skb {
         field!(self, gso_size)
     }
 
-    /// The hash of the packet's flow, from which the slow path makes the outer UDP source port
+    /// The hash of the packet's flow, if it has one, from which the slow path makes the outer UDP source port
     /// (include/net/udp.h, `udp_flow_src_port`). TCP's packets and those of connected UDP sockets have it
-    /// from their socket.
+    /// from their socket; for all others the slow path would calculate it (net/core/flow_dissector.c,
+    /// `__skb_get_hash_net`).
     #[inline(always)]
-    pub fn flow_hash(&self) -> u32 {
+    pub fn flow_hash(&self) -> Option<u32> {
         match field!(self, hash) {
-            // SAFETY: the context is the program's own.
-            0 => unsafe { bpf_get_hash_recalc(self.raw) },
-            hash => hash,
+            0 => None,
+            hash => Some(hash),
         }
     }
 

@@ -93,7 +93,7 @@ fn fill_filter(host: &Host, flows: u16) {
                 protocol: 6,
                 reserved: [0; 3],
             };
-            let word = FlowEntry::learn_egress(None, &key, 1, 0, 1 << 30, 1);
+            let word = FlowEntry::learn_egress(None, &key, (1, 1), 0, 1 << 30, 1);
             map.insert(key, word, 0).expect("room in the cache");
         }
     });

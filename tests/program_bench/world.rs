@@ -64,7 +64,8 @@ pub const EPOCH: u32 = 0x0001_2345;
 pub const LEASE: Duration = Duration::from_secs(30);
 pub const VNI: u32 = 42;
 pub const PORT: u16 = 4789;
-/// Outer source ports.
+/// Outer UDP source port that the slow path gave all flows; and which there are to choose from.
+pub const SOURCE_PORT: u16 = 50000;
 pub const PORTS: (u16, u16) = (32768, 60999);
 pub const MTU: u16 = 1450;
 pub const MASK: u32 = 0x0fff_0000;
@@ -130,12 +131,12 @@ const INNER_IN: Ends = Ends {
 pub const OUTER_OUT: Ends = Ends {
     macs: [UNDERLAY_MAC, NEXT_HOP_MAC],
     addresses: [HOST, PEER],
-    ports: [50000, PORT],
+    ports: [SOURCE_PORT, PORT],
 };
 pub const OUTER_IN: Ends = Ends {
     macs: [NEXT_HOP_MAC, UNDERLAY_MAC],
     addresses: [PEER, HOST],
-    ports: [50000, PORT],
+    ports: [SOURCE_PORT, PORT],
 };
 
 /// The flags of a segment in the middle of a connection: ACK, PSH.
@@ -202,6 +203,10 @@ pub fn flow_entry(flow: &FlowKey, directions: u64, epoch: u32, expiry: u64) -> F
         host: FlowWord(learned(EGRESS, FlowWord::new(flow, key(PEER), epoch).0)),
         device: FlowWord(learned(INGRESS, FlowWord::new(flow, device, epoch).0)),
         mac: MacWord(learned(INGRESS, seal.0)),
+        port: FlowWord(learned(
+            EGRESS,
+            FlowWord::new(flow, SOURCE_PORT.into(), epoch).0,
+        )),
     }
 }
 

@@ -8,7 +8,7 @@ use oncache_abi::{
 
 use crate::{
     case::{Case, check},
-    entries::{EGRESS, closed},
+    entries::{EGRESS, closed, other_flow},
     program_bench::{Frame, key, world::*},
 };
 
@@ -179,6 +179,15 @@ fn uncached() -> Vec<Case> {
         }),
         EGRESS.but("another device learned", ContainerUnlearned, |entry| {
             entry.device = FlowWord::new(&flow(17), NEIGHBOUR_DEVICE, EPOCH);
+        }),
+        EGRESS.but("outer source port unknown", NoHost, |entry| {
+            entry.port = FlowWord(0);
+        }),
+        EGRESS.but("outer source port of another epoch", NoHost, |entry| {
+            entry.port = flow_entry(&flow(17), 3, EPOCH + 1, 0).port;
+        }),
+        EGRESS.but("outer source port of another flow", NoHost, |entry| {
+            entry.port = flow_entry(&other_flow(), 3, EPOCH, 0).port;
         }),
         miss("host no longer a peer", HostUnlearned).given(|maps| {
             maps.hosts.remove(&key(PEER));

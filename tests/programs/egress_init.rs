@@ -2,6 +2,7 @@
 
 use oncache_abi::{
     cache::HostHeaders,
+    entry::FlowWord,
     mark::{EGRESS_MISS, INGRESS_MISS},
     reason::{Program, Reason::*},
 };
@@ -113,7 +114,9 @@ fn learned() -> Vec<Case> {
         )
         .then(|maps| {
             way(maps);
-            maps.flows.insert(flow(17), fresh(&flow(17), 1));
+            let mut entry = fresh(&flow(17), 1);
+            entry.port = FlowWord::new(&flow(17), 0xabcd, EPOCH);
+            maps.flows.insert(flow(17), entry);
         }),
         learns("the other direction is known", encapsulated_udp(1))
             .given(|maps| {
@@ -164,6 +167,15 @@ fn learned() -> Vec<Case> {
                 way(maps);
                 maps.flows.insert(flow(17), fresh(&flow(17), 1));
             }),
+        learns(
+            "another port of a known flow",
+            encapsulated_udp(1).bytes(UDP, &[0xab, 0xcd]),
+        )
+        .given(|maps| *maps = warm())
+        .then(|maps| {
+            let entry = maps.flows.get_mut(&flow(17)).expect("known");
+            entry.port = FlowWord::new(&flow(17), 0xabcd, EPOCH);
+        }),
         learns("another next hop", encapsulated_udp(1).bytes(5, &[77]))
             .given(|maps| *maps = warm())
             .then(|maps| {

@@ -43,7 +43,7 @@ pub fn closed(maps: &mut Maps) {
 }
 
 /// A flow whose words are none of [`flow`]'s.
-fn other_flow() -> FlowKey {
+pub fn other_flow() -> FlowKey {
     let other = FlowKey {
         local_port: 7,
         ..flow(17)

@@ -44,14 +44,14 @@ impl FlowWord {
 
 /// What the filter cache holds of a flow: whether it may pass, and how.
 ///
-/// Four words, each whole whenever it is read or written and each with marks of its own of the key
+/// Five words, each whole whenever it is read or written and each with marks of its own of the key
 /// and the epoch it was written for, for the reason given at [`FilterWord`]: an element of an LRU
 /// hash may be given to another key while it is read, and what is read then is part one flow's, part
 /// another's. A word of another flow, or of another epoch, counts as not there.
 ///
 /// Invariants:
-/// - The verdict allows the direction from the container only if `host` was learned with it, and the
-///   one to it only if `device` and `mac` were.
+/// - The verdict allows the direction from the container only if `host` and `port` were learned with it, and
+///   the one to it only if `device` and `mac` were.
 /// - What is learned anew starts from nothing: no word outlives the lease or the epoch of the verdict
 ///   that it was learned with.
 #[repr(C)]
@@ -65,6 +65,8 @@ pub struct FlowEntry {
     pub device: FlowWord,
     /// The local container's MAC address: as [`MacWord`], with the key's wide tag over the epoch.
     pub mac: MacWord,
+    /// Outer UDP source port of the flow's encapsulated packets, host byte order.
+    pub port: FlowWord,
 }
 
 plain_data!(FlowWord, FlowEntry);
@@ -78,6 +80,25 @@ pub struct LocalEnd {
     pub mac: u64,
 }
 
+impl LocalEnd {
+    /// What an entry's words tell of it; none if they are not both of this flow in `epoch`.
+    #[inline(always)]
+    pub const fn told(device: FlowWord, mac: MacWord, key: &FlowKey, epoch: u32) -> Option<Self> {
+        let Some(ifindex) = device.value(key, epoch) else {
+            return None;
+        };
+        let bits = mac.bits();
+        if mac.0 >> 48 != Self::seal(key, epoch) || bits == 0 {
+            return None;
+        }
+        Some(Self { ifindex, mac: bits })
+    }
+
+    const fn seal(key: &FlowKey, epoch: u32) -> u64 {
+        (epoch as u64 ^ key.wide_tag()) & 0xffff
+    }
+}
+
 impl FlowEntry {
     /// The host that the remote container is behind, network byte order; none if this is not known
     /// of this flow in `epoch`.
@@ -86,35 +107,36 @@ impl FlowEntry {
         self.host.value(key, epoch)
     }
 
+    /// The outer UDP source port that the slow path gave the flow; none if this is not known of this flow in
+    /// `epoch`.
+    #[inline(always)]
+    pub const fn port(&self, key: &FlowKey, epoch: u32) -> Option<u16> {
+        match self.port.value(key, epoch) {
+            Some(port) => Some(port as u16),
+            None => None,
+        }
+    }
+
     /// The way to the local container; none if this is not known of this flow in `epoch`.
     #[inline(always)]
     pub const fn local(&self, key: &FlowKey, epoch: u32) -> Option<LocalEnd> {
-        let Some(ifindex) = self.device.value(key, epoch) else {
-            return None;
-        };
-        let mac = self.mac.bits();
-        if self.mac.0 >> 48 != Self::seal(key, epoch) || mac == 0 {
-            return None;
-        }
-        Some(LocalEnd { ifindex, mac })
+        LocalEnd::told(self.device, self.mac, key, epoch)
     }
 
-    const fn seal(key: &FlowKey, epoch: u32) -> u64 {
-        (epoch as u64 ^ key.wide_tag()) & 0xffff
-    }
-
-    /// The entry after the slow path passed a packet of `key` to the host `host`.
+    /// The entry after the slow path passed a packet of `key` to the host `host` (network byte order), from the
+    /// outer UDP source port `port` (host byte order).
     #[inline(always)]
     pub const fn learn_egress(
         old: Option<Self>,
         key: &FlowKey,
-        host: u32,
+        (host, port): (u32, u16),
         now: u64,
         lease: u64,
         epoch: u32,
     ) -> Self {
         Self {
             host: FlowWord::new(key, host, epoch),
+            port: FlowWord::new(key, port as u32, epoch),
             ..Self::learn(old, key, EGRESS, now, lease, epoch)
         }
     }
@@ -130,7 +152,7 @@ impl FlowEntry {
         lease: u64,
         epoch: u32,
     ) -> Self {
-        let mac = MacWord::new(mac, 0).0 | Self::seal(key, epoch) << 48;
+        let mac = MacWord::new(mac, 0).0 | LocalEnd::seal(key, epoch) << 48;
         Self {
             device: FlowWord::new(key, ifindex, epoch),
             mac: MacWord(mac),
@@ -160,6 +182,7 @@ impl FlowEntry {
             host: FlowWord(0),
             device: FlowWord(0),
             mac: MacWord(0),
+            port: FlowWord(0),
         }
     }
 }
@@ -175,9 +198,10 @@ mod tests {
     };
     const MAC: [u8; 6] = [2, 3, 4, 5, 6, 7];
     const HOST: u32 = 0x0c32_a8c0;
+    const PORT: u16 = 40000;
 
     fn out(old: Option<FlowEntry>, now: u64, epoch: u32) -> FlowEntry {
-        FlowEntry::learn_egress(old, &KEY, HOST, now, 100, epoch)
+        FlowEntry::learn_egress(old, &KEY, (HOST, PORT), now, 100, epoch)
     }
 
     fn delivered(old: Option<FlowEntry>, now: u64, epoch: u32) -> FlowEntry {
@@ -185,19 +209,21 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_four_words_without_padding() {
-        assert_eq!(size_of::<FlowEntry>(), 32);
+    fn an_entry_is_five_words_without_padding() {
+        assert_eq!(size_of::<FlowEntry>(), 40);
     }
 
     #[test]
     fn each_direction_teaches_its_own() {
         let entry = out(None, 1000, 7);
         assert_eq!(entry.host(&KEY, 7), Some(HOST));
+        assert_eq!(entry.port(&KEY, 7), Some(PORT));
         assert_eq!(entry.local(&KEY, 7), None);
         assert_eq!(entry.verdict.judge(&KEY, 1000, 7), Verdict::OneWay);
         let entry = delivered(Some(entry), 1001, 7);
         let mac = 0x0706_0504_0302;
         assert_eq!(entry.host(&KEY, 7), Some(HOST));
+        assert_eq!(entry.port(&KEY, 7), Some(PORT));
         assert_eq!(entry.local(&KEY, 7), Some(LocalEnd { ifindex: 9, mac }));
         assert_eq!(entry.verdict.judge(&KEY, 1001, 7), Verdict::Fast);
     }
@@ -208,6 +234,7 @@ mod tests {
         let entry = delivered(Some(out(None, 1000, 7)), 1000, 7);
         assert_eq!(entry.local(&OTHER, 7), None);
         assert_eq!((entry.host(&KEY, 8), entry.local(&KEY, 8)), (None, None));
+        assert_eq!((entry.port(&OTHER, 7), entry.port(&KEY, 8)), (None, None));
         let elsewhere = FlowKey {
             remote: 0x0402_2a0a,
             ..KEY
@@ -248,7 +275,7 @@ mod tests {
     #[test]
     fn a_host_that_changes_is_replaced() {
         let entry = delivered(Some(out(None, 1000, 7)), 1001, 7);
-        let moved = FlowEntry::learn_egress(Some(entry), &KEY, HOST + 1, 1002, 100, 7);
+        let moved = FlowEntry::learn_egress(Some(entry), &KEY, (HOST + 1, PORT), 1002, 100, 7);
         assert_eq!(moved.host(&KEY, 7), Some(HOST + 1));
         assert_eq!(moved.local(&KEY, 7), entry.local(&KEY, 7));
     }
@@ -270,7 +297,9 @@ mod tests {
             host: FlowWord(0),
             device: FlowWord(0),
             mac: MacWord(0),
+            port: FlowWord(0),
         };
+        assert_eq!(empty.port(&blank, 0x1_0000), None);
         assert_eq!(empty.local(&blank, 0x1_0000), None);
     }
 }
