@@ -69,7 +69,7 @@ impl Place {
         FILTER.get_ptr_mut(key).map(Self)
     }
 
-    /// The way to the local container, see [`FlowEntry::local`].
+    /// The way to the local container, see [`LocalEnd::told`].
     #[inline(always)]
     pub fn local(self, key: &FlowKey, epoch: u32) -> Option<LocalEnd> {
         LocalEnd::told(self.device(), self.mac(), key, epoch)

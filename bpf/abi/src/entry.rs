@@ -100,29 +100,6 @@ impl LocalEnd {
 }
 
 impl FlowEntry {
-    /// The host that the remote container is behind, network byte order; none if this is not known
-    /// of this flow in `epoch`.
-    #[inline(always)]
-    pub const fn host(&self, key: &FlowKey, epoch: u32) -> Option<u32> {
-        self.host.value(key, epoch)
-    }
-
-    /// The outer UDP source port that the slow path gave the flow; none if this is not known of this flow in
-    /// `epoch`.
-    #[inline(always)]
-    pub const fn port(&self, key: &FlowKey, epoch: u32) -> Option<u16> {
-        match self.port.value(key, epoch) {
-            Some(port) => Some(port as u16),
-            None => None,
-        }
-    }
-
-    /// The way to the local container; none if this is not known of this flow in `epoch`.
-    #[inline(always)]
-    pub const fn local(&self, key: &FlowKey, epoch: u32) -> Option<LocalEnd> {
-        LocalEnd::told(self.device, self.mac, key, epoch)
-    }
-
     /// The entry after the slow path passed a packet of `key` to the host `host` (network byte order), from the
     /// outer UDP source port `port` (host byte order).
     #[inline(always)]
@@ -200,6 +177,19 @@ mod tests {
     const HOST: u32 = 0x0c32_a8c0;
     const PORT: u16 = 40000;
 
+    // As the programs read them.
+    fn host(entry: &FlowEntry, key: &FlowKey, epoch: u32) -> Option<u32> {
+        entry.host.value(key, epoch)
+    }
+
+    fn port(entry: &FlowEntry, key: &FlowKey, epoch: u32) -> Option<u32> {
+        entry.port.value(key, epoch)
+    }
+
+    fn local(entry: &FlowEntry, key: &FlowKey, epoch: u32) -> Option<LocalEnd> {
+        LocalEnd::told(entry.device, entry.mac, key, epoch)
+    }
+
     fn out(old: Option<FlowEntry>, now: u64, epoch: u32) -> FlowEntry {
         FlowEntry::learn_egress(old, &KEY, (HOST, PORT), now, 100, epoch)
     }
@@ -216,15 +206,15 @@ mod tests {
     #[test]
     fn each_direction_teaches_its_own() {
         let entry = out(None, 1000, 7);
-        assert_eq!(entry.host(&KEY, 7), Some(HOST));
-        assert_eq!(entry.port(&KEY, 7), Some(PORT));
-        assert_eq!(entry.local(&KEY, 7), None);
+        assert_eq!(host(&entry, &KEY, 7), Some(HOST));
+        assert_eq!(port(&entry, &KEY, 7), Some(PORT.into()));
+        assert_eq!(local(&entry, &KEY, 7), None);
         assert_eq!(entry.verdict.judge(&KEY, 1000, 7), Verdict::OneWay);
         let entry = delivered(Some(entry), 1001, 7);
         let mac = 0x0706_0504_0302;
-        assert_eq!(entry.host(&KEY, 7), Some(HOST));
-        assert_eq!(entry.port(&KEY, 7), Some(PORT));
-        assert_eq!(entry.local(&KEY, 7), Some(LocalEnd { ifindex: 9, mac }));
+        assert_eq!(host(&entry, &KEY, 7), Some(HOST));
+        assert_eq!(port(&entry, &KEY, 7), Some(PORT.into()));
+        assert_eq!(local(&entry, &KEY, 7), Some(LocalEnd { ifindex: 9, mac }));
         assert_eq!(entry.verdict.judge(&KEY, 1001, 7), Verdict::Fast);
     }
 
@@ -232,14 +222,20 @@ mod tests {
     fn nothing_is_known_of_another_flow_or_in_another_epoch() {
         assert_ne!(KEY.wide_tag(), OTHER.wide_tag());
         let entry = delivered(Some(out(None, 1000, 7)), 1000, 7);
-        assert_eq!(entry.local(&OTHER, 7), None);
-        assert_eq!((entry.host(&KEY, 8), entry.local(&KEY, 8)), (None, None));
-        assert_eq!((entry.port(&OTHER, 7), entry.port(&KEY, 8)), (None, None));
+        assert_eq!(local(&entry, &OTHER, 7), None);
+        assert_eq!(
+            (host(&entry, &KEY, 8), local(&entry, &KEY, 8)),
+            (None, None)
+        );
+        assert_eq!(
+            (port(&entry, &OTHER, 7), port(&entry, &KEY, 8)),
+            (None, None)
+        );
         let elsewhere = FlowKey {
             remote: 0x0402_2a0a,
             ..KEY
         };
-        assert_eq!(entry.host(&elsewhere, 7), None);
+        assert_eq!(host(&entry, &elsewhere, 7), None);
     }
 
     /// As if the element had been given to another flow while it was read.
@@ -251,12 +247,12 @@ mod tests {
             mac: other.mac,
             ..own
         };
-        assert_eq!(torn.local(&KEY, 7), None);
+        assert_eq!(local(&torn, &KEY, 7), None);
         let torn = FlowEntry {
             device: other.device,
             ..own
         };
-        assert_eq!(torn.local(&KEY, 7), None);
+        assert_eq!(local(&torn, &KEY, 7), None);
     }
 
     #[test]
@@ -264,11 +260,11 @@ mod tests {
         let entry = delivered(Some(out(None, 1000, 7)), 1001, 7);
         // The lease is over: the way in has to show itself again.
         let renewed = out(Some(entry), 1100, 7);
-        assert_eq!(renewed.local(&KEY, 7), None);
+        assert_eq!(local(&renewed, &KEY, 7), None);
         assert_eq!(renewed.verdict.directions(), EGRESS);
         // And in another epoch.
         let renewed = delivered(Some(entry), 1050, 8);
-        assert_eq!(renewed.host(&KEY, 8), None);
+        assert_eq!(host(&renewed, &KEY, 8), None);
         assert_eq!(renewed.verdict.directions(), INGRESS);
     }
 
@@ -276,8 +272,8 @@ mod tests {
     fn a_host_that_changes_is_replaced() {
         let entry = delivered(Some(out(None, 1000, 7)), 1001, 7);
         let moved = FlowEntry::learn_egress(Some(entry), &KEY, (HOST + 1, PORT), 1002, 100, 7);
-        assert_eq!(moved.host(&KEY, 7), Some(HOST + 1));
-        assert_eq!(moved.local(&KEY, 7), entry.local(&KEY, 7));
+        assert_eq!(host(&moved, &KEY, 7), Some(HOST + 1));
+        assert_eq!(local(&moved, &KEY, 7), local(&entry, &KEY, 7));
     }
 
     #[test]
@@ -299,7 +295,7 @@ mod tests {
             mac: MacWord(0),
             port: FlowWord(0),
         };
-        assert_eq!(empty.port(&blank, 0x1_0000), None);
-        assert_eq!(empty.local(&blank, 0x1_0000), None);
+        assert_eq!(port(&empty, &blank, 0x1_0000), None);
+        assert_eq!(local(&empty, &blank, 0x1_0000), None);
     }
 }
