@@ -150,11 +150,12 @@ def main() -> int:
     try:
         if options.rebuild:
             image.remove_old()
+        # Before a minute is spent on images.
+        if not options.prepare and not layout.BINARY.exists():
+            raise RunnerError(f"{layout.BINARY} is not there: run `make build`")
         prepare(names, known, options.cold)
         if options.prepare:
             return 0
-        if not layout.BINARY.exists():
-            raise RunnerError(f"{layout.BINARY} is not there: run `make build`")
     except RunnerError as error:
         print(f"vmtest: {error}", file=sys.stderr, flush=True)
         if options.prepare:
