@@ -56,7 +56,7 @@ pub fn build_programs(directory: &str, binary: &str) -> PathBuf {
     match command.status() {
         Ok(status) if status.success() => {}
         Ok(status) => panic!(
-            "building the eBPF programs in {directory} failed: {status}; see the messages above, and README.md, \"Building\", for the toolchain"
+            "building the eBPF programs in {directory} failed: {status}; see the messages above, and docs/building.md for the toolchain"
         ),
         Err(error) => panic!(
             "cannot run {cargo}: {error}; install Debian's rustc-web, cargo-web and rust-web-src, or name another toolchain by BPF_CARGO and BPF_RUSTC, or a ready object by BPF_OBJECT"

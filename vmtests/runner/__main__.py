@@ -35,6 +35,11 @@ def boots(scenario: dict) -> bool:
     return scenario.get("cold", False) or scenario.get("counted", False) or "processors" in scenario
 
 
+def is_long(scenario: dict) -> bool:
+    """Whether it shows what another one shows, on another kind of device, or takes very long: not for each change."""
+    return scenario.get("long", False)
+
+
 def settings(name: str, scenario: dict, cold: bool, results: Path) -> dict:
     """All that runner.scenario is to know."""
     return {
@@ -123,6 +128,7 @@ def main() -> int:
     known |= broken.scenarios(known)
     parser = argparse.ArgumentParser(prog="make vmtest", description="Runs the scenarios on virtual machines.")
     parser.add_argument("scenario", nargs="*", help="names of scenarios; all of them if none is given")
+    parser.add_argument("--each", action="store_true", help="only those that are run for each change (`make test`)")
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--cold", action="store_true", help="boot every machine instead of restoring a snapshot")
     parser.add_argument("--broken", choices=broken.names(), help="put that of broken/ in the scenarios' way")
@@ -140,7 +146,7 @@ def main() -> int:
     unknown = set(options.scenario) - set(known)
     if unknown:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
-    names = options.scenario or list(known)
+    names = options.scenario or [name for name in known if not (options.each and is_long(known[name]))]
     if options.broken:
         known = {name: {**scenario, "broken": options.broken} for name, scenario in known.items() if "says" not in scenario}
         names = [name for name in names if name in known]

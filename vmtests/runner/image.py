@@ -119,7 +119,7 @@ def run(*command: str | Path, **options) -> str:
     try:
         done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True, **options)
     except FileNotFoundError as error:
-        raise RunnerError(f"{command[0]} is not installed: run `make setup`") from error
+        raise RunnerError(f"{command[0]} is not installed: run `.ci/setup vmtest`") from error
     except subprocess.CalledProcessError as error:
         tail = "\n".join((error.stdout + error.stderr).strip().splitlines()[-15:])
         raise RunnerError(f"{' '.join(map(str, command))}: status {error.returncode}\n{tail}") from error
@@ -137,7 +137,7 @@ def recipe() -> str:
 def ready() -> Image:
     """The image of this recipe, built if it is not there."""
     if not initramfs.BUSYBOX.exists():
-        raise RunnerError(f"{initramfs.BUSYBOX} is not installed: run `make setup`")
+        raise RunnerError(f"{initramfs.BUSYBOX} is not installed: run `.ci/setup vmtest`")
     directory = layout.cache() / f"image-{recipe()}"
     # Two runs at once build it once.
     with open(layout.cache() / "lock", "w") as lock:

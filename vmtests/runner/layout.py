@@ -20,3 +20,10 @@ def cache() -> Path:
     path = Path(given) if given else Path(base) / "oncache-vmtest"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def tool(name: str) -> str:
+    """A program of .ci/tools, if it is there; else its bare name, to be found on the PATH."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    kept = Path(os.environ.get("ONCACHE_TOOLS") or Path(base) / "oncache-tools") / "bin" / name
+    return str(kept) if kept.exists() else name

@@ -10,11 +10,13 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import layout
 from .errors import RunnerError
 from .image import Image
 from .qmp import Qmp
 
-QEMU = "qemu-system-x86_64"
+# The one that .ci/setup keeps apart from what the host has, or the host's own.
+QEMU = layout.tool("qemu-system-x86_64")
 MEMORY_MB = 256
 PR_SET_PDEATHSIG = 1
 
@@ -120,7 +122,7 @@ class Qemu:
 
     def __init__(self, boot: Boot, directory: Path) -> None:
         if shutil.which(QEMU) is None:
-            raise RunnerError(f"{QEMU} is not installed: run `make setup`")
+            raise RunnerError(f"{QEMU} is not there: run `.ci/setup vmtest`")
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         for name in ("qmp", "shell"):
