@@ -33,8 +33,8 @@ test-all: ## the same, and what takes longer (as root)
 
 fuzz: ## a million packets by both paths, and past the programs (as root)
 	@.ci/setup bench
-	ONCACHE_DIFFERENTIAL_PACKETS=1000000 $(CARGO) test --locked --test differential -- --nocapture
-	ONCACHE_FUZZ_INPUTS=1000000 $(CARGO) test --locked --test program_fuzz -- --nocapture
+	ONCACHE_DIFFERENTIAL_PACKETS=1000000 $(CARGO) test --locked --test data_path differential:: -- --nocapture
+	ONCACHE_FUZZ_INPUTS=1000000 $(CARGO) test --locked --test data_path program_fuzz:: -- --nocapture
 
 # The benchmark's own workspace shares the directory of what is built.
 BENCH := CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),$(CURDIR)/target) \

@@ -1,4 +1,4 @@
-# The files for hosts without NixOS, path -> text. `ONCACHE_WRITE_REFERENCE=1 cargo test --test nix` writes
+# The files for hosts without NixOS, path -> text. `ONCACHE_WRITE_REFERENCE=1 cargo test --test shipping nix::` writes
 # them to reference/, and without the variable that test compares.
 let
   inherit (import ./render.nix) unit toml;

@@ -98,7 +98,9 @@ fn prerequisites() -> Result<PathBuf, String> {
         .stdout(Stdio::null())
         .status();
     if let Err(error) = iperf3 {
-        return Err(format!("cannot run iperf3: {error}; run `make setup` or install it"));
+        return Err(format!(
+            "cannot run iperf3: {error}; run `make setup` or install it"
+        ));
     }
     let beside = || env::current_exe().map(|demo| demo.with_file_name("oncache"));
     let oncache = match env::args_os().nth(1) {

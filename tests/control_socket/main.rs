@@ -1,9 +1,0 @@
-//! The control socket under callers that are many, broken, slow or not entitled.
-
-mod crowd;
-#[path = "../lab/mod.rs"]
-mod lab;
-mod malformed;
-mod rights;
-mod slow;
-mod wire;

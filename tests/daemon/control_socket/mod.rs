@@ -1,0 +1,8 @@
+//! The control socket under callers that are many, broken, slow or not entitled.
+
+mod crowd;
+use crate::lab;
+mod malformed;
+mod rights;
+mod slow;
+mod wire;

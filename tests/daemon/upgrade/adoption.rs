@@ -1,0 +1,123 @@
+//! Another build takes over: the same maps where their layout is the same, new ones where it is not.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use oncache_testbed::{
+    Host,
+    traffic::{Direction, Rounds, Transfer},
+};
+
+use super::{
+    builds::{Build, Builds},
+    lab::{counter, epoch, until_fast},
+    left::{pins, tags, wanted_pins},
+};
+
+const FLOWS: u32 = 65536;
+
+/// One daemon ends, by SIGTERM or SIGKILL, and one of another build takes its place.
+fn exchange(builds: &Builds, host: &Host, build: Build, killed: bool) {
+    builds.install(host, build);
+    if killed {
+        host.kill9();
+    } else {
+        host.stop();
+    }
+    host.start();
+}
+
+#[test]
+fn builds_take_over_from_each_other_under_traffic() {
+    let builds = Builds::make();
+    let lab = builds.two_hosts();
+    let (alpha, beta) = (lab.alpha(), lab.beta());
+    lab.start();
+    let client = alpha.add_container("client");
+    let server = beta.add_container("server");
+    until_fast([alpha, beta], &client, &server);
+    let going = AtomicBool::new(true);
+    let rounds = Rounds {
+        pause: Duration::from_millis(1),
+        patience: Duration::from_secs(5),
+        ..Rounds::lasting(Duration::from_secs(120))
+    };
+    // Up, down, and between builds of one layout and of two.
+    let path = [
+        Build::SameAbi,
+        Build::Present,
+        Build::OtherAbi,
+        Build::Present,
+        Build::SameAbi,
+        Build::OtherAbi,
+        Build::SameAbi,
+    ];
+    thread::scope(|scope| {
+        let datagrams = scope.spawn(|| rounds.udp_while(&client, &server, 0, &going));
+        let transfer = Transfer::new(&client, &server, 0)
+            .direction(Direction::Both)
+            .pace(2 << 20)
+            .start();
+        let mut former = Build::Present;
+        for (build, killed) in path.into_iter().zip([false, true].into_iter().cycle()) {
+            // So that what was counted and learned is worth being kept.
+            thread::sleep(Duration::from_millis(300));
+            let before = (epoch(alpha), counter(alpha, "egress", "hit"), tags(alpha));
+            exchange(&builds, alpha, build, killed);
+            let after = (epoch(alpha), counter(alpha, "egress", "hit"), tags(alpha));
+            println!(
+                "{former:?} then {build:?}, killed: {killed}; epoch {} then {}, hits {} then {}",
+                before.0, after.0, before.1, after.1
+            );
+            assert_eq!(before.2.len(), 4, "{:?}", before.2);
+            let differ = before
+                .2
+                .iter()
+                .filter(|(key, tag)| after.2.get(*key) != Some(tag));
+            let changed = if former == Build::Present || build == Build::Present {
+                4
+            } else {
+                0
+            };
+            assert_eq!(
+                (after.2.len(), differ.count()),
+                (4, changed),
+                "{:?} {:?}",
+                before.2,
+                after.2
+            );
+            if former.abi() == build.abi() {
+                assert!(
+                    after.0 > before.0,
+                    "a start is a new epoch of the same maps"
+                );
+                assert!(after.1 >= before.1, "nothing counted is lost");
+            } else {
+                assert!(after.1 < before.1, "other maps");
+            }
+            assert_eq!(
+                pins(alpha),
+                wanted_pins(&build.abi(), FLOWS, &["onc-client"])
+            );
+            former = build;
+        }
+        let report = transfer.stop();
+        going.store(false, Ordering::Relaxed);
+        let datagrams = datagrams.join().expect("the rounds end");
+        println!("{report}\n{datagrams}");
+        assert!(report.intact(), "{report}");
+        assert_eq!((datagrams.lost, datagrams.wrong), (0, 0), "{datagrams}");
+        assert!(datagrams.completed > 500, "{datagrams}");
+    });
+    until_fast([alpha, beta], &client, &server);
+    let attached = alpha.snapshot().section("program").to_vec();
+    println!("{}", attached.join("\n"));
+    assert_eq!(
+        attached.len(),
+        4,
+        "each program is attached once: {attached:?}"
+    );
+}

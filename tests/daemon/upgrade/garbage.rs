@@ -1,0 +1,168 @@
+//! What crashed runs have left is found at a start, and removed once nothing can go by it any more.
+
+use std::{path::Path, time::Duration};
+
+use oncache::datapath::{AttachMode, Datapath, PIN_ROOT, Sizes, epoch::Tuning};
+use oncache_abi::settings::Constants;
+use oncache_testbed::{Host, Place};
+
+use super::{
+    builds::{Build, Builds},
+    lab::{assert_same, epoch, status, two_hosts, until_fast},
+    left::{pins, wanted_pins},
+};
+
+const FLOWS: u32 = 65536;
+
+/// Pins and a device that no record knows, as crashes of this and of other versions could leave.
+fn litter(host: &Host) {
+    let here = format!("{PIN_ROOT}/maps/{}-{FLOWS}", Build::Present.abi());
+    host.sh(&format!(
+        "cd {PIN_ROOT}
+         ln links/onc-web:egress links/onc-gone:egress
+         ln links/eth1:ingress 'links/eth9%2e7:ingress'
+         mkdir maps/0123456789abcdef-4096 maps/{0}-1024 maps/empty
+         ln {here}/FILTER maps/0123456789abcdef-4096/FILTER
+         ln {here}/SETTINGS maps/{0}-1024/SETTINGS
+         ip link add onc-lost type veth peer name lost
+         ip link set onc-lost alias 'oncache container lost'",
+        Build::Present.abi()
+    ));
+}
+
+#[test]
+fn garbage_goes_at_a_start_and_never_before_all_is_in_place() {
+    let lab = two_hosts();
+    let (alpha, beta) = (lab.alpha(), lab.beta());
+    lab.start();
+    let web = alpha.add_container("web");
+    let server = beta.add_container("server");
+    until_fast([alpha, beta], &web, &server);
+    let running = alpha.snapshot();
+    alpha.kill9();
+    litter(alpha);
+    let littered = pins(alpha);
+
+    // A start that fails before the overlay stands touches none of it: packets go by these pins.
+    alpha.sh("ip route del 10.42.2.0/24; ip route add 10.42.2.0/24 dev lo proto static");
+    let line = alpha.try_start().expect_err("a route of somebody else's");
+    println!("{}", line.lines().last().unwrap_or_default());
+    assert!(line.contains("10.42.2.0/24"), "{line}");
+    assert_eq!(pins(alpha), littered);
+    assert!(
+        alpha
+            .output(&["ip", "link", "show", "onc-lost"])
+            .status
+            .success()
+    );
+
+    alpha.sh("ip route del 10.42.2.0/24");
+    let before = alpha.log().len();
+    alpha.start();
+    let log = alpha.log()[before..].to_owned();
+    for line in log.lines().filter(|line| line.contains("left")) {
+        println!("{line}");
+    }
+    for name in [
+        "onc-gone:egress",
+        "eth9%2e7:ingress",
+        "0123456789abcdef-4096",
+        "onc-lost",
+    ] {
+        assert!(log.contains(name), "{name} goes unmentioned: {log}");
+    }
+    assert_eq!(
+        pins(alpha),
+        wanted_pins(&Build::Present.abi(), FLOWS, &["onc-web"])
+    );
+    assert_same(&running, &alpha.snapshot(), "after the litter");
+    until_fast([alpha, beta], &web, &server);
+}
+
+#[test]
+fn maps_that_were_out_of_use_hold_nothing_that_counts() {
+    let builds = Builds::make();
+    let lab = builds.two_hosts();
+    let (alpha, beta) = (lab.alpha(), lab.beta());
+    lab.start();
+    let web = alpha.add_container("web");
+    let server = beta.add_container("server");
+    until_fast([alpha, beta], &web, &server);
+    let fast = || {
+        let caches = alpha.oncache_json(&["cache", "list", "--json"]);
+        let flows = caches["flows"].as_array().cloned().expect("flows");
+        flows.iter().filter(|flow| flow["state"] == "fast").count()
+    };
+    let before = (epoch(alpha), fast());
+    assert!(before.1 > 0, "nothing is learned");
+    let maps = format!("{PIN_ROOT}/maps/{}-{FLOWS}", Build::Present.abi());
+    alpha.sh(&format!(
+        "mkdir /sys/fs/bpf/kept; ln {maps}/* /sys/fs/bpf/kept"
+    ));
+
+    // Another build takes over and dies before it has removed the former maps.
+    builds.install(alpha, Build::OtherAbi);
+    alpha.restart();
+    alpha.kill9();
+    alpha.sh(&format!(
+        "mkdir {maps}; mv /sys/fs/bpf/kept/* {maps}; rmdir /sys/fs/bpf/kept"
+    ));
+    // Whatever happens now, nobody raises the epoch in them.
+
+    builds.install(alpha, Build::Present);
+    alpha.start();
+    let after = (epoch(alpha), fast());
+    println!(
+        "epoch {} with {} fast flows, then {} with {}",
+        before.0, before.1, after.0, after.1
+    );
+    assert!(after.0 > before.0, "the epoch is that of before");
+    assert_eq!(after.1, 0, "flows of before another build was in force");
+    assert_eq!(status(alpha)["cache"]["flows"], FLOWS);
+    until_fast([alpha, beta], &web, &server);
+}
+
+#[test]
+fn a_start_that_dies_before_its_programs_are_attached_is_begun_anew() {
+    let place = Place::new();
+    place.enter(|| {
+        let tuning = Tuning {
+            lease: Duration::from_secs(30),
+            ports: (32768, 60999),
+            fingerprint: 7,
+        };
+        // SAFETY: integers and arrays of them.
+        let constants = Constants {
+            mark_mask: 0x0fff_0000,
+            ..unsafe { std::mem::zeroed() }
+        };
+        let load = || {
+            let sizes = Sizes { flows: 1024 };
+            Datapath::load(Path::new(PIN_ROOT), &constants, sizes, AttachMode::Tcx)
+                .expect("programs")
+        };
+        let mut first = load();
+        assert!(first.announce(&tuning).expect("settings"));
+        assert_eq!(first.settings().expect("settings").epoch, 1);
+        drop(first);
+        // The former one's programs may have learned since.
+        let mut second = load();
+        assert!(
+            second.announce(&tuning).expect("settings"),
+            "taken for done"
+        );
+        assert!(
+            second.tune(&tuning).expect("settings"),
+            "not raised once all are attached"
+        );
+        assert_eq!(second.settings().expect("settings").epoch, 3);
+        drop(second);
+        let mut third = load();
+        assert!(
+            !third.announce(&tuning).expect("settings"),
+            "nothing has changed"
+        );
+        assert!(!third.tune(&tuning).expect("settings"));
+        assert_eq!(third.settings().expect("settings").epoch, 3);
+    });
+}

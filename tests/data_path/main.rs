@@ -1,0 +1,25 @@
+//! What becomes of packets: the programs one by one, and whole hosts with real traffic.
+
+#[path = "../cached_flow/mod.rs"]
+mod cached_flow;
+#[path = "../lab/mod.rs"]
+mod lab;
+#[path = "../namespaces/mod.rs"]
+mod namespaces;
+#[path = "../program_bench/mod.rs"]
+mod program_bench;
+
+mod clsact;
+mod congestion_and_priority;
+mod conntrack;
+mod differential;
+mod fast_path_tcp;
+mod fast_path_udp;
+mod netkit_link;
+mod offloads;
+mod overlay_traffic;
+mod packet_classes;
+mod program_fuzz;
+mod programs;
+mod short_connections;
+mod slow_path;

@@ -1,0 +1,11 @@
+//! Network policy on real hosts.
+
+#[path = "../data_path/differential/inject.rs"]
+mod inject;
+#[path = "../lab/mod.rs"]
+mod lab;
+#[path = "../policy_probe/mod.rs"]
+mod policy_probe;
+
+mod policy;
+mod policy_life;
