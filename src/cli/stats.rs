@@ -43,10 +43,15 @@ impl Stats {
                 stats.invalidations_since_s,
             ))?;
         }
-        if stats.spoofed != 0 {
+        if !stats.refused.is_empty() {
+            let rows = stats
+                .refused
+                .into_iter()
+                .map(|count| [count.reason, count.packets.to_string(), count.meaning]);
             print(&format!(
-                "\n{} frames refused: sent by a container from addresses that are not its own",
-                stats.spoofed
+                "\n{}\n({} of them forged)",
+                table(["REFUSED", "PACKETS", "MEANING"], rows, &[1]),
+                stats.spoofed,
             ))?;
         }
         let flows = stats.flows;

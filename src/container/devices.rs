@@ -9,8 +9,8 @@ use tracing::warn;
 use super::{ContainerError, namespace};
 use crate::{
     netlink::{
-        Link, MAIN_TABLE, Mac, Netlink, NetlinkError, PairEnd, PairKind, ROUTE_PROTOCOL, Route,
-        RouteReach,
+        Link, MAIN_TABLE, Mac, Netlink, NetlinkError, PairEnd, PairKind, PortSettings,
+        ROUTE_PROTOCOL, Route, RouteReach,
     },
     overlay::names::{BRIDGE, container_mac},
     stable_hash::fnv1a,
@@ -61,6 +61,16 @@ fn port_mac(container: Ipv4Addr) -> Mac {
     let [a, b, c, d] = container.octets();
     [0x0a, 0x70, a, b, c, d]
 }
+
+/// What the bridge does at a container's port. It learns nothing from containers, and sends each only what is
+/// for it: `daemon::ports` tells it who is where. Of the addresses that bridges keep for themselves it takes frames
+/// in as any other's, which the guard then drops; otherwise they would get to the host past the guard
+/// (net/bridge/br_input.c, `br_handle_frame`). Only MAC pause frames (x = 1) cannot be taken in: they are dropped.
+pub(crate) const PORT: PortSettings = PortSettings {
+    learning: false,
+    unicast_flood: false,
+    group_forward: 0xfffd,
+};
 
 /// What a container is connected to.
 #[derive(Clone, Copy, Debug)]
@@ -141,6 +151,10 @@ pub async fn connect(
         let index = netlink.index_of(&container.device).await?;
         let bridge = netlink.index_of(BRIDGE).await?;
         netlink.set_controller(index, Some(bridge)).await?;
+        netlink.set_port(index, PORT).await?;
+        netlink
+            .fix_bridge_entry(index, container_mac(container.ip))
+            .await?;
         Ok::<_, NetlinkError>(index)
     }
     .await;
@@ -292,9 +306,15 @@ pub async fn mend(
     }
     let bridge = links.iter().find(|link| link.name == BRIDGE);
     let bridge = bridge.map(|link| link.index);
-    if device.controller != bridge && bridge.is_some() {
+    let joined = device.controller == bridge;
+    if !joined && bridge.is_some() {
         let set = netlink.set_controller(index, bridge).await;
         set.map_err(failed)?;
+        mended = true;
+    }
+    // A new port has the kernel's settings.
+    if bridge.is_some() && !(joined && device.port == Some(PORT)) {
+        netlink.set_port(index, PORT).await.map_err(failed)?;
         mended = true;
     }
     if device.mtu != mtu {

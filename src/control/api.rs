@@ -125,13 +125,28 @@ pub struct Stats {
     pub hit_ratio: HitRatio,
     /// Flows that came into the filter cache and left it; all zero where there is no fast path.
     pub flows: FlowTurnover,
-    /// Frames that the slow path refused because a container sent them from addresses that are not
-    /// its own.
+    /// Packets that the slow path refused because they are not what their sender may send: the sum of
+    /// `refused`, but for the reason `ipv6`.
     pub spoofed: u64,
+    /// Packets that were refused so, by reason; those that are not zero. Since the tables that count them
+    /// were made.
+    #[serde(default)]
+    pub refused: Vec<RefusedCount>,
     /// How often each cause has raised the epoch since the daemon's start; those that are not zero.
     pub invalidations: Vec<CauseCount>,
     /// How many seconds ago that start was.
     pub invalidations_since_s: u64,
+}
+
+/// How many packets were refused for a reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedCount {
+    /// The reason's name.
+    pub reason: String,
+    /// Packets.
+    pub packets: u64,
+    /// One line for people.
+    pub meaning: String,
 }
 
 /// Packets carried by the fast path, of all packets between containers of two hosts.

@@ -248,19 +248,17 @@ impl Node {
         failures
     }
 
-    /// Tells the host's own neighbour table where an address is now. Without, a packet that somebody
-    /// sent while nobody had the address would make everybody wait for the next question, up to a
-    /// second (net/core/neighbour.c, `neigh_timer_handler`).
+    /// Tells the host's own neighbour table where an address is. It asks nobody: whoever answers first would
+    /// be believed.
     async fn greet(&self, container: &Container) -> Result<(), NetlinkError> {
         let bridge = self.netlink.index_of(BRIDGE).await?;
         let mac = container_mac(container.ip);
         self.netlink
-            .suggest_neighbour(bridge, container.ip, mac)
+            .replace_neighbour(bridge, container.ip, mac)
             .await
     }
 
-    /// Frames for the container would go to every port of the bridge now, and its heir may have
-    /// another link-layer address.
+    /// What is for the container would be sent to where nobody is.
     async fn forget_neighbour(&self, ip: Ipv4Addr) -> Result<(), NetlinkError> {
         let gone = async {
             let bridge = self.netlink.index_of(BRIDGE).await?;
@@ -368,6 +366,7 @@ impl Node {
             changed = true;
         }
         changed |= self.guard_sources().await?;
+        changed |= self.mend_ports().await?;
         // A container that sets its own device down or up is nobody else's concern: its entry goes or
         // comes, and no rule has changed.
         let its_own = self.silent != silent;

@@ -11,6 +11,7 @@ mod invalidation;
 mod lock;
 mod node;
 mod policy;
+mod ports;
 mod reload;
 mod report;
 mod signals;

@@ -5,11 +5,11 @@ use crate::{
     coherence::Cause,
     container::{AddressError, ContainerError, namespace},
     control::{
-        api::{CacheStatus, Flushed, HitRatio, PeerInfo, Stats, Status},
+        api::{CacheStatus, Flushed, HitRatio, PeerInfo, RefusedCount, Stats, Status},
         server::{Refusal, RefusalKind, Request},
     },
     datapath::{DatapathError, clock, counters::FlowTurnover},
-    overlay::source_guard,
+    overlay::refused::refused,
     policy::kernel::PolicyError,
     probe::{Roots, probe},
 };
@@ -117,13 +117,23 @@ impl Node {
             None => (Vec::new(), FlowTurnover::default()),
         };
         let (invalidations, since) = self.invalidator.counts();
+        let refused = refused().await?;
+        let forged = refused.iter().filter(|(reason, _)| reason.is_forged());
+        let spoofed = forged.map(|(_, packets)| packets).sum();
+        let refused = refused.iter().filter(|(_, packets)| **packets != 0);
+        let refused = refused.map(|(reason, packets)| RefusedCount {
+            reason: reason.name().to_owned(),
+            packets: *packets,
+            meaning: reason.meaning().to_owned(),
+        });
         Ok(Stats {
             invalidations,
             invalidations_since_s: since.as_secs(),
             hit_ratio: HitRatio::of(&counters),
             counters,
             flows,
-            spoofed: source_guard::dropped().await?.unwrap_or(0),
+            spoofed,
+            refused: refused.collect(),
         })
     }
 

@@ -17,7 +17,7 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan};
 
-use super::{Mac, Netlink, NetlinkError};
+use super::{Mac, Netlink, NetlinkError, PortSettings};
 
 /// A network device as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Link {
     pub carrier: bool,
     /// Takes and gives packets as a port of a bridge.
     pub forwarding: bool,
+    /// What the bridge that this is a port of does here.
+    pub port: Option<PortSettings>,
     /// The interface index of the bridge or bond that this is a port of.
     pub controller: Option<u32>,
     /// The driver's name (`bridge`, `vxlan`, `veth`, `netkit`); none for hardware and loopback.
@@ -456,6 +458,7 @@ fn parse(entry: RouteNetlinkMessage) -> Option<Link> {
         up: message.header.flags.contains(LinkFlags::Up),
         carrier: message.header.flags.contains(LinkFlags::LowerUp),
         forwarding: false,
+        port: None,
         controller: None,
         kind: None,
         alias: None,
@@ -475,6 +478,7 @@ fn parse(entry: RouteNetlinkMessage) -> Option<Link> {
                         LinkInfo::PortData(InfoPortData::BridgePort(data)) => {
                             let forwarding = InfoBridgePort::State(BridgePortState::Forwarding);
                             link.forwarding = data.contains(&forwarding);
+                            link.port = Some(PortSettings::parse(&data));
                         }
                         LinkInfo::Data(InfoData::Vxlan(data)) => {
                             link.vxlan = Some(parse_vxlan(&data));

@@ -6,6 +6,7 @@
 //! operations take what they need as plain data.
 
 mod addresses;
+mod bridge_ports;
 mod conntrack;
 mod errors;
 mod facts;
@@ -27,6 +28,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{AsyncSocket, TokioSocket};
 
 pub use addresses::Address;
+pub use bridge_ports::{BridgeEntry, PortSettings};
 pub use conntrack::forget_connections;
 pub use errors::NetlinkError;
 pub use facts::host_facts;

@@ -75,29 +75,6 @@ impl Netlink {
         .await
     }
 
-    /// Tells where a neighbour is, for the kernel to verify when it is used (`NUD_STALE`), and sends
-    /// what has waited for it.
-    ///
-    /// # Errors
-    /// [`NetlinkError`] naming the neighbour and its device.
-    pub async fn suggest_neighbour(
-        &self,
-        device: u32,
-        address: Ipv4Addr,
-        mac: Mac,
-    ) -> Result<(), NetlinkError> {
-        let operation = format!("suggest neighbour {address} lladdr {}", format_mac(mac));
-        let mut message = neighbour(device, address, Some(mac));
-        message.header.state = NeighbourState::Stale;
-        self.change_on(
-            device,
-            operation,
-            RouteNetlinkMessage::NewNeighbour(message),
-            NLM_F_CREATE | NLM_F_REPLACE,
-        )
-        .await
-    }
-
     /// Removes a neighbour.
     ///
     /// # Errors

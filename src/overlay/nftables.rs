@@ -5,7 +5,7 @@
 //! (nft(8), "Verdict statements"), which is as it should be, since the fast path learns from what all of
 //! them let pass. `output` keeps the host from sending ICMP redirects to containers. `established` sits behind every filter of the usual priorities and adds the est
 //! mark to packets that may be learned from. `postrouting` gives containers the host's address
-//! towards the world outside the overlay.
+//! towards the world outside the overlay. Three more are the tunnel's guard ([`Tunnel`]).
 //!
 //! The table is compared by its chains' attributes and by its rules' comments, each of which names
 //! the rule's wanted form by a hash: nft lists rules in another form than it takes them in, so the
@@ -19,6 +19,7 @@ use serde::Deserialize;
 
 pub use super::ruleset::{Marks, WantedTable};
 use super::ruleset::{batch, table};
+pub use super::tunnel_guard::Tunnel;
 
 /// The table's name, in the family `inet`.
 pub const TABLE: &str = "oncache";

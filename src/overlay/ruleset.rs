@@ -9,7 +9,7 @@ use nftables::{
         Prefix, SetItem,
     },
     schema::{Chain, NfCmd, NfListObject, NfObject, Nftables, Rule, Table},
-    stmt::{Accept, Drop, Mangle, Match, Operator, Statement},
+    stmt::{Accept, Counter, Drop, Mangle, Match, Operator, Statement},
     types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
 };
 
@@ -18,6 +18,8 @@ use crate::stable_hash::fnv1a;
 use super::{
     names::{BRIDGE, VXLAN},
     nftables::{Fingerprint, TABLE, fingerprint},
+    refused::Refused,
+    tunnel_guard::{self, Tunnel},
 };
 
 /// Priority of the chain that adds the est mark: behind `filter` (0) and `security` (50), where
@@ -45,9 +47,9 @@ pub struct WantedTable {
 impl WantedTable {
     /// The table for a host with containers of `network`.
     #[must_use]
-    pub fn new(network: Ipv4Net, marks: Marks) -> Self {
+    pub fn new(network: Ipv4Net, marks: Marks, tunnel: &Tunnel) -> Self {
         let between = |from, to| vec![iifname(from), oifname(to), accept()];
-        let rules = vec![
+        let mut rules = vec![
             rule("forward", between(BRIDGE, VXLAN)),
             rule("forward", between(VXLAN, BRIDGE)),
             rule("forward", vec![iifname(BRIDGE), accept()]),
@@ -82,21 +84,21 @@ impl WantedTable {
                 ],
             ),
         ];
+        rules.extend(tunnel_guard::rules(tunnel));
         let filter = Some(NfChainType::Filter);
-        Self {
-            chains: vec![
-                chain("forward", filter, NfHook::Forward, 0),
-                chain("established", filter, NfHook::Forward, ESTABLISHED_PRIORITY),
-                chain("output", filter, NfHook::Output, 0),
-                chain(
-                    "postrouting",
-                    Some(NfChainType::NAT),
-                    NfHook::Postrouting,
-                    SOURCE_NAT_PRIORITY,
-                ),
-            ],
-            rules,
-        }
+        let mut chains = vec![
+            chain("forward", filter, NfHook::Forward, 0),
+            chain("established", filter, NfHook::Forward, ESTABLISHED_PRIORITY),
+            chain("output", filter, NfHook::Output, 0),
+            chain(
+                "postrouting",
+                Some(NfChainType::NAT),
+                NfHook::Postrouting,
+                SOURCE_NAT_PRIORITY,
+            ),
+        ];
+        chains.extend(tunnel_guard::chains());
+        Self { chains, rules }
     }
 
     /// What [`list_table`](super::nftables::list_table) returns when the kernel has this table.
@@ -143,13 +145,7 @@ impl WantedTable {
 /// whose addresses are rewritten is never marked: its packets are another flow on the other side,
 /// and what is learned here would be applied without the rewriting.
 fn established(marks: Marks) -> Vec<Statement<'static>> {
-    let ours = || {
-        Expression::Named(NamedExpression::Set(
-            [BRIDGE, VXLAN]
-                .map(|name| SetItem::Element(text(name)))
-                .into(),
-        ))
-    };
+    let ours = || one_of([BRIDGE, VXLAN].map(text));
     let rewritten = Expression::List(vec![text("snat"), text("dnat")]);
     let mark = || meta(MetaKey::Mark);
     vec![
@@ -184,7 +180,7 @@ pub(super) fn table() -> Table<'static> {
     }
 }
 
-fn chain(
+pub(super) fn chain(
     name: &'static str,
     kind: Option<NfChainType>,
     hook: NfHook,
@@ -203,13 +199,32 @@ fn chain(
 }
 
 fn rule(chain: &'static str, expr: Vec<Statement<'static>>) -> Rule<'static> {
+    commented(chain, expr, None)
+}
+
+/// A rule that drops and counts what matches.
+pub(super) fn refuse(
+    chain: &'static str,
+    mut expr: Vec<Statement<'static>>,
+    reason: Refused,
+) -> Rule<'static> {
+    expr.push(Statement::Counter(Counter::Anonymous(None)));
+    expr.push(Statement::Drop(Some(Drop {})));
+    commented(chain, expr, Some(reason))
+}
+
+fn commented(
+    chain: &'static str,
+    expr: Vec<Statement<'static>>,
+    reason: Option<Refused>,
+) -> Rule<'static> {
     let form = serde_json::to_string(&expr).unwrap_or_default();
     Rule {
         family: NfFamily::INet,
         table: TABLE.into(),
         chain: chain.into(),
         expr: expr.into(),
-        comment: Some(format!("oncache:{:016x}", fnv1a(form.as_bytes())).into()),
+        comment: Some(Refused::comment(fnv1a(form.as_bytes()), reason).into()),
         ..Rule::default()
     }
 }
@@ -220,7 +235,7 @@ pub(super) fn batch(commands: Vec<NfCmd<'static>>) -> Nftables<'static> {
     }
 }
 
-fn compare(
+pub(super) fn compare(
     left: Expression<'static>,
     op: Operator,
     right: Expression<'static>,
@@ -232,11 +247,11 @@ fn accept() -> Statement<'static> {
     Statement::Accept(Some(Accept {}))
 }
 
-fn text(value: &'static str) -> Expression<'static> {
+pub(super) fn text(value: &'static str) -> Expression<'static> {
     Expression::String(value.into())
 }
 
-fn meta(key: MetaKey) -> Expression<'static> {
+pub(super) fn meta(key: MetaKey) -> Expression<'static> {
     Expression::Named(NamedExpression::Meta(Meta { key }))
 }
 
@@ -247,16 +262,24 @@ fn ct(key: &'static str) -> Expression<'static> {
     }))
 }
 
+/// An anonymous set.
+pub(super) fn one_of(
+    elements: impl IntoIterator<Item = Expression<'static>>,
+) -> Expression<'static> {
+    let elements = elements.into_iter().map(SetItem::Element).collect();
+    Expression::Named(NamedExpression::Set(elements))
+}
+
 fn ct_state(states: &[&'static str]) -> Statement<'static> {
     let states = states.iter().copied().map(text).collect();
     compare(ct("state"), Operator::IN, Expression::List(states))
 }
 
-fn and(left: Expression<'static>, right: Expression<'static>) -> Expression<'static> {
+pub(super) fn and(left: Expression<'static>, right: Expression<'static>) -> Expression<'static> {
     Expression::BinaryOperation(Box::new(BinaryOperation::AND(left, right)))
 }
 
-fn iifname(device: &'static str) -> Statement<'static> {
+pub(super) fn iifname(device: &'static str) -> Statement<'static> {
     compare(meta(MetaKey::Iifname), Operator::EQ, text(device))
 }
 
@@ -268,7 +291,7 @@ fn address(name: &'static str) -> Expression<'static> {
     field("ip", name)
 }
 
-fn field(protocol: &'static str, name: &'static str) -> Expression<'static> {
+pub(super) fn field(protocol: &'static str, name: &'static str) -> Expression<'static> {
     Expression::Named(NamedExpression::Payload(Payload::PayloadField(
         PayloadField {
             protocol: protocol.into(),
@@ -286,12 +309,22 @@ fn prefix(net: Ipv4Net) -> Expression<'static> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn wanted(network: &str, miss: u32) -> Fingerprint {
         let est = 0x0100_0000;
         let network = network.parse().expect("a network");
-        WantedTable::new(network, Marks { miss, est }).fingerprint()
+        WantedTable::new(network, Marks { miss, est }, &tunnel(&[])).fingerprint()
+    }
+
+    fn tunnel(peers: &[Ipv4Addr]) -> Tunnel {
+        Tunnel {
+            port: 4789,
+            vni: 42,
+            peers: peers.to_vec(),
+        }
     }
 
     #[test]
@@ -300,13 +333,16 @@ mod tests {
         assert_eq!(
             fingerprint.chains,
             [
+                "arrival filter prerouting -300 accept",
+                "departure filter forward 200 accept",
                 "established filter forward 100 accept",
                 "forward filter forward 0 accept",
                 "output filter output 0 accept",
                 "postrouting nat postrouting 100 accept",
+                "reception filter input 200 accept",
             ]
         );
-        assert_eq!(fingerprint.rules.len(), 7);
+        assert_eq!(fingerprint.rules.len(), 16);
         assert!(
             fingerprint
                 .rules
@@ -334,6 +370,26 @@ mod tests {
             differing(&wanted("10.42.0.0/16", 0x000f_0000)),
             ["established"]
         );
+    }
+
+    #[test]
+    fn who_the_peers_are_shows_in_the_reception_alone() {
+        let with = |peers: &[u8]| {
+            let peers: Vec<_> = peers
+                .iter()
+                .map(|it| Ipv4Addr::new(192, 168, 50, *it))
+                .collect();
+            let network = "10.42.0.0/16".parse().expect("a network");
+            let marks = Marks { miss: 1, est: 2 };
+            WantedTable::new(network, marks, &tunnel(&peers)).fingerprint()
+        };
+        assert_eq!(with(&[12, 13]), with(&[13, 12]), "in whatever order");
+        for (one, other) in [(&[][..], &[12][..]), (&[12], &[13])] {
+            let (one, other) = (with(one), with(other));
+            let pairs = one.rules.iter().zip(&other.rules);
+            let differing: Vec<_> = pairs.filter(|(a, b)| a != b).map(|(a, _)| &a.0).collect();
+            assert_eq!(differing, ["reception"]);
+        }
     }
 
     #[test]

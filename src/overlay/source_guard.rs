@@ -1,11 +1,12 @@
-//! Source validation: a container sends only from its own address and MAC address.
+//! The guard at the containers' devices: an allow list.
 //!
-//! The table `bridge oncache` drops, before the bridge looks at it, every IPv4 and ARP frame that a
-//! container's device brings in from another source, and counts it; also one that is IPv4 or ARP by its
-//! header, but something else by what the kernel goes by. The fast path makes the same
-//! test by itself and passes what fails it on to here (`source-mismatch`).
+//! The table `bridge oncache` lets in by a container's device what the container may send, which is untagged
+//! IPv4 and ARP from its own MAC address and its own address, and drops everything else before the bridge looks at
+//! it, counted by reason ([`Refused`]). What a frame is, is asked twice: what is written in it, and what the
+//! kernel goes by; they must agree. The fast path makes the same test by itself and passes what fails it on to
+//! here (`source-mismatch`).
 //!
-//! Who may send is a set of device, MAC and address, changed one element at a time: the counters go
+//! Who may send is a set of device, MAC and address, changed by a container's elements at a time: the counters go
 //! on, and no packet meets a table without rules.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
@@ -13,7 +14,10 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 use nftables::helper;
 use serde_json::{Value, json};
 
-use super::nftables::{TABLE, TableError, failed};
+use super::{
+    nftables::{TABLE, TableError, failed},
+    refused::Refused,
+};
 use crate::{
     netlink::{Mac, format_mac},
     stable_hash::fnv1a,
@@ -27,11 +31,15 @@ const SET: &str = "sources";
 const CHAIN: &str = "source";
 /// The hook's chain.
 const HOOK: &str = "prerouting";
+/// The chain of what the bridge hands to the host without forwarding it.
+const LOCAL_HOOK: &str = "input";
 /// Before anything else of the bridge (`NF_BR_PRI_FIRST` is lower still; include/uapi/linux/
 /// netfilter_bridge.h has brouting at -300 for the like of this).
 const PRIORITY: i32 = -300;
 /// How containers' devices are called, see `container::devices`.
-const DEVICES: [&str; 2] = ["onc-*", "onc_*"];
+pub(super) const DEVICES: [&str; 2] = ["onc-*", "onc_*"];
+/// The sender of an ARP probe: it has no address yet (RFC 5227, section 1.1).
+const PROBING: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
 /// One that may send: the device, and the only addresses it may send from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,8 +53,10 @@ pub struct Source {
 }
 
 impl Source {
-    fn element(&self) -> Value {
-        json!({ "concat": [self.device, format_mac(self.mac), self.ip.to_string()] })
+    /// What it may send from: its address, and none.
+    fn elements(&self) -> [Value; 2] {
+        [self.ip, PROBING]
+            .map(|ip| json!({ "concat": [self.device, format_mac(self.mac), ip.to_string()] }))
     }
 }
 
@@ -88,7 +98,7 @@ pub async fn reconcile(sources: &BTreeSet<Source>) -> Result<Vec<String>, TableE
 /// # Errors
 /// [`TableError`]; nothing has changed then.
 pub async fn allow(source: &Source) -> Result<(), TableError> {
-    let command = json!({ "add": elements(&[source.element()]) });
+    let command = json!({ "add": elements(&source.elements()) });
     apply(vec![command], "add a source to").await
 }
 
@@ -97,7 +107,7 @@ pub async fn allow(source: &Source) -> Result<(), TableError> {
 /// # Errors
 /// [`TableError`], also where it was not let through.
 pub async fn forbid(source: &Source) -> Result<(), TableError> {
-    let command = json!({ "delete": elements(&[source.element()]) });
+    let command = json!({ "delete": elements(&source.elements()) });
     apply(vec![command], "remove a source from").await
 }
 
@@ -113,32 +123,14 @@ pub async fn remove() -> Result<(), TableError> {
     .await
 }
 
-/// Frames dropped so far; none where there is no table.
-///
-/// # Errors
-/// [`TableError`] when nft cannot list.
-pub async fn dropped() -> Result<Option<u64>, TableError> {
-    let Some(listing) = listing().await? else {
-        return Ok(None);
-    };
-    let counters = objects(&listing, "rule").flat_map(|rule| {
-        let statements = rule["expr"].as_array().map_or(&[][..], Vec::as_slice);
-        statements
-            .iter()
-            .filter_map(|statement| statement["counter"]["packets"].as_u64())
-    });
-    Ok(Some(counters.sum()))
-}
-
 /// The commands that lead from what is present to what is wanted, each with its line for the log.
 fn difference(wanted: &BTreeSet<Source>, present: Option<&Present>) -> Vec<(Value, String)> {
-    let rules: Vec<String> = rules().iter().map(rule_key).collect();
-    let Some(present) = present.filter(|present| present.rules == rules) else {
+    let Some(present) = present.filter(|present| present.rules == keys(rules().iter())) else {
         return replacement(wanted);
     };
-    let key = |source: &Source| source.element()["concat"].to_string();
-    let keys: BTreeSet<String> = wanted.iter().map(key).collect();
-    let removed = present.elements.difference(&keys).map(|element| {
+    let elements_of = |source: &Source| source.elements().map(|it| it["concat"].to_string());
+    let wanted_keys: BTreeSet<String> = wanted.iter().flat_map(elements_of).collect();
+    let removed = present.elements.difference(&wanted_keys).map(|element| {
         let element: Value = serde_json::from_str(element).unwrap_or_default();
         let command = json!({ "delete": elements(&[json!({ "concat": element })]) });
         (
@@ -146,19 +138,12 @@ fn difference(wanted: &BTreeSet<Source>, present: Option<&Present>) -> Vec<(Valu
             format!("remove source {element} from table {FAMILY} {TABLE}"),
         )
     });
-    let added = wanted
-        .iter()
-        .filter(|source| !present.elements.contains(&key(source)))
-        .map(|source| {
-            let command = json!({ "add": elements(&[source.element()]) });
-            let mac = format_mac(source.mac);
-            (
-                command,
-                format!(
-                    "add source {} {mac} {} to table {FAMILY} {TABLE}",
-                    source.device, source.ip
-                ),
-            )
+    let lacking = wanted.iter().flat_map(Source::elements);
+    let added = lacking
+        .filter(|element| !present.elements.contains(&element["concat"].to_string()))
+        .map(|element| {
+            let line = format!("add source {} to table {FAMILY} {TABLE}", element["concat"]);
+            (json!({ "add": elements(&[element]) }), line)
         });
     removed.chain(added).collect()
 }
@@ -166,10 +151,12 @@ fn difference(wanted: &BTreeSet<Source>, present: Option<&Present>) -> Vec<(Valu
 /// One transaction that leaves exactly the wanted table, whatever was there.
 fn replacement(wanted: &BTreeSet<Source>) -> Vec<(Value, String)> {
     let chain = json!({ "chain": { "family": FAMILY, "table": TABLE, "name": CHAIN } });
-    let hook = json!({ "chain": {
-        "family": FAMILY, "table": TABLE, "name": HOOK,
-        "type": "filter", "hook": "prerouting", "prio": PRIORITY, "policy": "accept",
-    } });
+    let hook = |name: &str| {
+        json!({ "chain": {
+            "family": FAMILY, "table": TABLE, "name": name,
+            "type": "filter", "hook": name, "prio": PRIORITY, "policy": "accept",
+        } })
+    };
     let set = json!({ "set": {
         "family": FAMILY, "table": TABLE, "name": SET,
         "type": ["ifname", "ether_addr", "ipv4_addr"],
@@ -180,11 +167,12 @@ fn replacement(wanted: &BTreeSet<Source>) -> Vec<(Value, String)> {
         json!({ "add": table() }),
         json!({ "add": set }),
         json!({ "add": chain }),
-        json!({ "add": hook }),
+        json!({ "add": hook(HOOK) }),
+        json!({ "add": hook(LOCAL_HOOK) }),
     ];
     commands.extend(rules().into_iter().map(|rule| json!({ "add": rule })));
     if !wanted.is_empty() {
-        let all: Vec<Value> = wanted.iter().map(Source::element).collect();
+        let all: Vec<Value> = wanted.iter().flat_map(Source::elements).collect();
         commands.push(json!({ "add": elements(&all) }));
     }
     let mut lines: Vec<(Value, String)> = commands
@@ -205,58 +193,118 @@ fn elements(elem: &[Value]) -> Value {
     json!({ "element": { "family": FAMILY, "table": TABLE, "name": SET, "elem": elem } })
 }
 
+/// The addresses that bridges keep for themselves (IEEE 802.1Q, table 8-1). The bridge hands such frames to the
+/// host past all hooks, or past this one (net/bridge/br_input.c, `br_handle_frame`), unless the port is told to
+/// forward them: `container::port` tells it.
+fn is_link_local() -> Value {
+    let masked = json!({ "&": [payload("ether", "daddr"), "ff:ff:ff:ff:ff:f0"] });
+    equal(&masked, &json!("01:80:c2:00:00:00"))
+}
+
+fn payload(protocol: &str, field: &str) -> Value {
+    json!({ "payload": { "protocol": protocol, "field": field } })
+}
+
+fn device() -> Value {
+    json!({ "meta": { "key": "iifname" } })
+}
+
+fn equal(left: &Value, right: &Value) -> Value {
+    json!({ "match": { "op": "==", "left": left, "right": right } })
+}
+
+fn unequal(left: &Value, right: &Value) -> Value {
+    json!({ "match": { "op": "!=", "left": left, "right": right } })
+}
+
 fn rules() -> Vec<Value> {
-    let payload = |protocol: &str, field: &str| json!({ "payload": { "protocol": protocol, "field": field } });
-    let device = json!({ "meta": { "key": "iifname" } });
-    // The sender is not in the set: drop.
-    let foreign = |protocol: &str, field: &str| {
-        let left = [
-            device.clone(),
-            payload("ether", "saddr"),
-            payload(protocol, field),
-        ];
-        json!({ "match": { "op": "!=", "left": { "concat": left }, "right": format!("@{SET}") } })
+    let written = payload("ether", "type");
+    // What the kernel takes the frame for: netkit leaves it to the sender's socket (drivers/net/netkit.c,
+    // `netkit_xmit`), and whoever gets the frame may read the other.
+    let taken = json!({ "meta": { "key": "protocol" } });
+    // The kernel takes a tag off and notes it beside the frame (net/core/skbuff.c, `skb_vlan_untag`); nft
+    // shows the frame as if it still had it (net/netfilter/nft_payload.c, `nft_payload_copy_vlan`).
+    let plain = |protocol: &str| {
+        let protocol = json!(protocol);
+        [equal(&written, &protocol), equal(&taken, &protocol)]
     };
-    // An ARP probe has no sender address yet (RFC 5227, section 1.1).
-    let no_probe = json!({ "match": {
-        "op": "!=", "left": payload("arp", "saddr ip"), "right": "0.0.0.0",
-    } });
-    // What the frame says it is, and what the kernel takes it for: netkit leaves the latter to the sender's
-    // socket (drivers/net/netkit.c, `netkit_xmit`), and whoever gets the frame may read the former.
-    let disguised = |protocol: &str| {
-        let is = |op: &str, left: Value| json!({ "match": { "op": op, "left": left, "right": protocol } });
-        [
-            is("==", payload("ether", "type")),
-            is("!=", json!({ "meta": { "key": "protocol" } })),
-        ]
+    let known = |mac: Value, address: Value| {
+        let sender = json!({ "concat": [device(), mac, address] });
+        equal(&sender, &json!(format!("@{SET}")))
     };
-    let (counter, drop) = (json!({ "counter": null }), json!({ "drop": null }));
-    let mut rules: Vec<Value> = DEVICES
-        .iter()
-        .map(|devices| {
-            let ours = json!({ "match": { "op": "==", "left": device, "right": devices } });
-            rule(HOOK, &[ours, json!({ "jump": { "target": CHAIN } })])
-        })
-        .collect();
-    for protocol in ["ip", "arp"] {
-        let [says, taken] = disguised(protocol);
-        rules.push(rule(CHAIN, &[says, taken, counter.clone(), drop.clone()]));
+    let mut ip = plain("ip").to_vec();
+    ip.push(unequal(
+        &payload("ip", "saddr"),
+        &json!(PROBING.to_string()),
+    ));
+    ip.push(known(payload("ether", "saddr"), payload("ip", "saddr")));
+    ip.push(json!({ "accept": null }));
+    let mut arp = plain("arp").to_vec();
+    // Requests and answers of IPv4 over Ethernet: whoever reads it reads the addresses where nft does.
+    arp.extend([
+        equal(&payload("arp", "htype"), &json!(1)),
+        equal(&payload("arp", "ptype"), &json!("ip")),
+        equal(&payload("arp", "hlen"), &json!(6)),
+        equal(&payload("arp", "plen"), &json!(4)),
+        equal(
+            &payload("arp", "operation"),
+            &json!({ "set": ["request", "reply"] }),
+        ),
+        // The frame's sender, and the one that its receivers will believe.
+        known(payload("ether", "saddr"), payload("arp", "saddr ip")),
+        known(payload("arp", "saddr ether"), payload("arp", "saddr ip")),
+        json!({ "accept": null }),
+    ]);
+    let mut rules: Vec<Value> = Vec::new();
+    for devices in DEVICES {
+        let ours = equal(&device(), &json!(devices));
+        let judged = json!({ "jump": { "target": CHAIN } });
+        rules.push(rule(HOOK, &[ours.clone(), judged], None));
+        rules.push(refuse(
+            LOCAL_HOOK,
+            &[ours, is_link_local()],
+            Refused::LinkLocal,
+        ));
     }
-    rules.push(rule(
-        CHAIN,
-        &[foreign("ip", "saddr"), counter.clone(), drop.clone()],
-    ));
-    rules.push(rule(
-        CHAIN,
-        &[no_probe, foreign("arp", "saddr ip"), counter, drop],
-    ));
+    rules.push(refuse(CHAIN, &[is_link_local()], Refused::LinkLocal));
+    rules.push(rule(CHAIN, &ip, None));
+    rules.push(rule(CHAIN, &arp, None));
+    // Nothing passes from here on; what follows only tells why.
+    for tag in ["8021q", "8021ad"] {
+        rules.push(refuse(
+            CHAIN,
+            &[equal(&written, &json!(tag))],
+            Refused::Tagged,
+        ));
+    }
+    for protocol in ["ip", "arp"] {
+        let protocol = json!(protocol);
+        let disguised = [equal(&written, &protocol), unequal(&taken, &protocol)];
+        rules.push(refuse(CHAIN, &disguised, Refused::Disguised));
+    }
+    for (protocol, reason) in [
+        ("ip", Refused::Source),
+        ("arp", Refused::Arp),
+        ("ip6", Refused::Ipv6),
+    ] {
+        rules.push(refuse(CHAIN, &[equal(&written, &json!(protocol))], reason));
+    }
+    rules.push(refuse(CHAIN, &[], Refused::Protocol));
     rules
 }
 
-/// A rule whose comment names its wanted form by a hash, as the table `inet oncache` has it.
-fn rule(chain: &str, expr: &[Value]) -> Value {
+/// A rule that drops and counts what matches.
+fn refuse(chain: &str, matches: &[Value], reason: Refused) -> Value {
+    let mut expr = matches.to_vec();
+    expr.extend([json!({ "counter": null }), json!({ "drop": null })]);
+    rule(chain, &expr, Some(reason))
+}
+
+/// A rule whose comment names its wanted form by a hash, as the table `inet oncache` has it, and the reason for
+/// which it refuses.
+fn rule(chain: &str, expr: &[Value], reason: Option<Refused>) -> Value {
     let form = Value::from(expr.to_vec()).to_string();
-    let comment = format!("oncache:{:016x}", fnv1a(form.as_bytes()));
+    let comment = Refused::comment(fnv1a(form.as_bytes()), reason);
     json!({ "rule": {
         "family": FAMILY, "table": TABLE, "chain": chain, "expr": expr, "comment": comment,
     } })
@@ -266,6 +314,21 @@ fn rule(chain: &str, expr: &[Value]) -> Value {
 fn rule_key(rule: &Value) -> String {
     let rule = rule.get("rule").unwrap_or(rule);
     format!("{} {}", rule["chain"], rule["comment"])
+}
+
+/// Rules as they are compared: chain by chain, and in order within each.
+fn keys<'a>(rules: impl Iterator<Item = &'a Value>) -> Vec<String> {
+    let mut keys: Vec<(String, String)> = rules
+        .map(|rule| {
+            (
+                rule.get("rule").unwrap_or(rule)["chain"].to_string(),
+                rule_key(rule),
+            )
+        })
+        .collect();
+    // Stable: the order within a chain is what the rules mean.
+    keys.sort_by(|(one, _), (other, _)| one.cmp(other));
+    keys.into_iter().map(|(_, key)| key).collect()
 }
 
 async fn apply(commands: Vec<Value>, operation: &'static str) -> Result<(), TableError> {
@@ -297,9 +360,7 @@ fn objects<'a>(listing: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Va
 }
 
 fn present(listing: &Value) -> Present {
-    let mut rules: Vec<String> = objects(listing, "rule").map(rule_key).collect();
-    // Stable: the order within a chain is what the rules mean. The hook's chain is first in ours.
-    rules.sort_by_key(|key| !key.starts_with(&format!("\"{HOOK}\"")));
+    let rules = keys(objects(listing, "rule"));
     let listed = objects(listing, "set").filter(|set| set["name"] == SET);
     let elements = listed.flat_map(|set| set["elem"].as_array().map_or(&[][..], Vec::as_slice));
     Present {
@@ -324,7 +385,7 @@ mod tests {
 
     fn listed(sources: &BTreeSet<Source>) -> Present {
         let set = json!({ "set": {
-            "name": SET, "elem": sources.iter().map(Source::element).collect::<Vec<_>>(),
+            "name": SET, "elem": sources.iter().flat_map(Source::elements).collect::<Vec<_>>(),
         } });
         let all: Vec<Value> = rules().into_iter().chain([set]).collect();
         present(&json!({ "nftables": all }))
@@ -337,23 +398,26 @@ mod tests {
     }
 
     #[test]
-    fn one_more_or_less_is_one_element() {
+    fn one_more_or_less_is_its_elements() {
         let (two, three) = (
             BTreeSet::from([source(2)]),
             BTreeSet::from([source(2), source(3)]),
         );
-        let more = difference(&three, Some(&listed(&two)));
-        assert_eq!(more.len(), 1);
-        assert_eq!(
-            more[0].0,
-            json!({ "add": elements(&[source(3).element()]) })
-        );
-        let less = difference(&two, Some(&listed(&three)));
-        assert_eq!(less.len(), 1);
-        assert_eq!(
-            less[0].0,
-            json!({ "delete": elements(&[source(3).element()]) })
-        );
+        let commands = |wanted, present| -> Vec<Value> {
+            let commands = difference(wanted, Some(&listed(present)));
+            commands.into_iter().map(|(command, _)| command).collect()
+        };
+        let one_by_one = |verb: &str| -> Vec<Value> {
+            let mut all: Vec<Value> = source(3).elements().into();
+            all.sort_by_key(|element| element["concat"][2].to_string() == "\"0.0.0.0\"");
+            all.into_iter()
+                .map(|it| json!({ verb: elements(&[it]) }))
+                .collect()
+        };
+        assert_eq!(commands(&three, &two), one_by_one("add"));
+        let mut removed = commands(&two, &three);
+        removed.reverse();
+        assert_eq!(removed, one_by_one("delete"));
     }
 
     #[test]

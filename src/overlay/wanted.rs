@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 
 use super::{
     names::{Device, gateway_mac, room_mac, vtep_mac},
-    nftables::{Marks, WantedTable},
+    nftables::{Marks, Tunnel, WantedTable},
     sysctl::{self, Setting},
 };
 use crate::{
@@ -151,7 +151,7 @@ impl WantedOverlay {
             fdb: config.peers.iter().map(forwarding).collect(),
             proxies: config.away().collect(),
             settings: sysctl::wanted(),
-            table: WantedTable::new(overlay.network, marks),
+            table: WantedTable::new(overlay.network, marks, &tunnel(config)),
         }
     }
 
@@ -171,6 +171,14 @@ impl WantedOverlay {
         });
         self.routes.extend(routes);
         self
+    }
+}
+
+fn tunnel(config: &Config) -> Tunnel {
+    Tunnel {
+        port: config.overlay.port,
+        vni: config.overlay.vni,
+        peers: config.peers.iter().map(|peer| peer.address).collect(),
     }
 }
 

@@ -1,0 +1,159 @@
+//! The tunnel's guard: nothing that comes from a container gets to the tunnel's port, and what comes
+//! out of the tunnel comes from where it says.
+//!
+//! Rules of the table `inet oncache` that drop, in chains of their own:
+//!
+//! - `reception` (input) and `departure` (forward) judge what a container sends to this host or to outside the
+//!   overlay. They stand behind every other rule of the usual priorities and behind all rewriting of destinations,
+//!   so they see what a packet has become: by which address it was sent for is all one. Conntrack has put fragments
+//!   together before (net/ipv4/netfilter/nf_defrag_ipv4.c), and reception of IP does it anyway
+//!   (net/ipv4/ip_input.c, `ip_local_deliver`).
+//! - The tunnel's port is refused whatever the destination: which addresses other hosts have, and what lies on the
+//!   way there, this host cannot know. Within the overlay the port is free: what goes from container to container
+//!   is carried in the tunnel.
+//! - Protocols pass that end at their receiver. Others may carry a packet that the receiving host would unpack
+//!   and take for one of its own.
+//! - `arrival` (prerouting, behind the putting together of fragments) refuses what leaves the tunnel with a source
+//!   that no peer has: the route back does not lead into the tunnel. And what a container's device hands to the host
+//!   past the bridge, where nobody has looked at its source.
+//! - `reception` refuses tunnel packets that no peer has sent.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use nftables::{
+    expr::{
+        Expression, Fib, FibFlag, FibResult, MetaKey, NamedExpression, Payload, PayloadBase,
+        PayloadRaw,
+    },
+    schema::{Chain, Rule},
+    stmt::{Operator, Statement},
+    types::{NfChainType, NfHook},
+};
+
+use super::{
+    names::{BRIDGE, VXLAN},
+    refused::Refused,
+    ruleset::{and, chain, compare, field, iifname, meta, one_of, refuse, text},
+    source_guard::DEVICES,
+};
+
+/// `NF_IP_PRI_RAW`: before conntrack, behind its putting together of fragments.
+const EARLY: i32 = -300;
+/// Behind all filters and all rewriting of the usual priorities (include/uapi/linux/netfilter_ipv4.h,
+/// `enum nf_ip_hook_priorities`), and behind our own chain that learns by.
+const LATE: i32 = 200;
+
+/// The protocols that end at their receiver.
+const PLAIN: [&str; 7] = ["icmp", "igmp", "tcp", "udp", "udplite", "sctp", "dccp"];
+
+/// More fragments follow, or an offset (RFC 791, section 3.1).
+const FRAGMENT: u32 = 0x3fff;
+
+/// The tunnel, as far as it is guarded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The UDP port of all hosts, host byte order.
+    pub port: u16,
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The other hosts' underlay addresses.
+    pub peers: Vec<Ipv4Addr>,
+}
+
+/// The guard's chains.
+pub(super) fn chains() -> [Chain<'static>; 3] {
+    let filter = Some(NfChainType::Filter);
+    [
+        chain("arrival", filter, NfHook::Prerouting, EARLY),
+        chain("reception", filter, NfHook::Input, LATE),
+        chain("departure", filter, NfHook::Forward, LATE),
+    ]
+}
+
+/// The guard's rules.
+pub(super) fn rules(tunnel: &Tunnel) -> Vec<Rule<'static>> {
+    let of_overlay = |key, op| compare(meta(key), op, one_of([BRIDGE, VXLAN].map(text)));
+    // What comes out of the tunnel was sent by a container of another host.
+    let from_container = || of_overlay(MetaKey::Iifname, Operator::EQ);
+    let leaving = || {
+        vec![
+            from_container(),
+            of_overlay(MetaKey::Oifname, Operator::NEQ),
+        ]
+    };
+    let to_port = || {
+        let port = Expression::Number(u32::from(tunnel.port));
+        compare(field("udp", "dport"), Operator::EQ, port)
+    };
+    let opaque = || {
+        let plain = one_of(PLAIN.map(text));
+        compare(meta(MetaKey::L4proto), Operator::NEQ, plain)
+    };
+    let fragment = compare(
+        and(field("ip", "frag-off"), Expression::Number(FRAGMENT)),
+        Operator::NEQ,
+        Expression::Number(0),
+    );
+    let with = |mut some: Vec<Statement<'static>>, more| {
+        some.push(more);
+        some
+    };
+    let mut rules: Vec<_> = DEVICES
+        .map(|devices| refuse("arrival", vec![iifname(devices)], Refused::PastBridge))
+        .into();
+    rules.extend([
+        refuse("arrival", vec![iifname(VXLAN), astray()], Refused::Behind),
+        refuse(
+            "reception",
+            vec![from_container(), to_port()],
+            Refused::TunnelPort,
+        ),
+        refuse(
+            "reception",
+            vec![from_container(), opaque()],
+            Refused::Encapsulation,
+        ),
+        refuse("reception", no_peer(to_port(), tunnel), Refused::NotPeer),
+        refuse("departure", with(leaving(), to_port()), Refused::TunnelPort),
+        refuse(
+            "departure",
+            with(leaving(), opaque()),
+            Refused::Encapsulation,
+        ),
+        refuse("departure", with(leaving(), fragment), Refused::Fragment),
+    ]);
+    rules
+}
+
+/// The route to the source does not lead into the tunnel. Of an address that is no unicast one, or this
+/// host's own, there is no such device (net/ipv4/netfilter/nft_fib_ipv4.c, `nft_fib4_eval`).
+fn astray() -> Statement<'static> {
+    let way_back = Expression::Named(NamedExpression::Fib(Fib {
+        result: FibResult::Oifname,
+        flags: [FibFlag::Saddr].into(),
+    }));
+    compare(way_back, Operator::NEQ, text(VXLAN))
+}
+
+/// Of this tunnel's VNI, and no peer's. Other VXLAN devices may share the port, and have other peers.
+fn no_peer(to_port: Statement<'static>, tunnel: &Tunnel) -> Vec<Statement<'static>> {
+    // Behind the UDP header's 8 bytes and 4 of the VXLAN header (RFC 7348, section 5).
+    let vni = Expression::Named(NamedExpression::Payload(Payload::PayloadRaw(PayloadRaw {
+        base: PayloadBase::TH,
+        offset: 96,
+        len: 24,
+    })));
+    let mut matches = vec![
+        to_port,
+        compare(vni, Operator::EQ, Expression::Number(tunnel.vni)),
+    ];
+    let peers: BTreeSet<_> = tunnel.peers.iter().collect();
+    // There is no empty set of this kind; without peers every sender is none.
+    if !peers.is_empty() {
+        let peers = peers
+            .into_iter()
+            .map(|peer| Expression::String(peer.to_string().into()));
+        matches.push(compare(field("ip", "saddr"), Operator::NEQ, one_of(peers)));
+    }
+    matches
+}
