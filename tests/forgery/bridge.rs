@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     inject::Injector,
-    lab::{PATIENCE, eventually},
+    lab::{PATIENCE, eventually, log_since},
     packet::{ethernet, ip, payload, router_advertisement, typed, udp},
     world::Scene,
 };
@@ -130,6 +130,7 @@ fn what_somebody_changes_at_the_ports_is_mended() {
     alpha.sh("ip link set onc-mate type bridge_slave learning on flood on group_fwd_mask 0");
     eventually("the port is as it was", PATIENCE, || port() == settings);
     let mate = scene.mate.ip;
+    let from = alpha.log().len();
     alpha.sh(&format!(
         "bridge fdb del {mac} dev onc-mate master
          bridge fdb add {mac} dev onc-client master static
@@ -138,11 +139,19 @@ fn what_somebody_changes_at_the_ports_is_mended() {
          ip neigh add 10.42.1.99 lladdr 02:00:00:09:09:09 nud permanent dev oncache0",
         mac = mac_text(scene.world.mate_mac()),
     ));
-    assert_ne!(entries(alpha), before);
     eventually("entries and neighbours are as they were", PATIENCE, || {
         let foreign = alpha.run(&["ip", "neigh", "show", "10.42.1.99", "dev", "oncache0"]);
         entries(alpha) == before && neighbour() == known && foreign.is_empty()
     });
+    let log = log_since(alpha, from).join("\n");
+    for line in [
+        "fix forwarding entry 0a:63",
+        "delete forwarding entry 02:00",
+        "replace neighbour 10.42.1.3 lladdr 0a:63",
+        "delete neighbour 10.42.1.99",
+    ] {
+        assert!(log.contains(line), "{line}: not in\n{log}");
+    }
     // Out of the bridge and back in: a new port, with the kernel's settings.
     alpha.sh("ip link set onc-mate nomaster");
     eventually("the port is back", PATIENCE, || {

@@ -270,6 +270,8 @@ fn ipv4(world: &World, chance: &mut Chance, number: u32) -> Body {
         world.mate,
         world.victim,
         world.victim,
+        world.victim,
+        world.victim,
         world.hosts[0],
         world.hosts[0],
         world.hosts[1],
@@ -302,7 +304,7 @@ fn ipv4(world: &World, chance: &mut Chance, number: u32) -> Body {
             let other = chance.of(&[SERVICE_PORT, 8472, 6081, 53, 1, 5555]);
             (17, Some(other), udp(50_000, other, &tunnelled))
         }
-        _ if to == world.victim && chance.below(2) == 0 => {
+        _ if to == world.victim && chance.below(3) != 0 => {
             (17, Some(FLOW.1), udp(FLOW.0, FLOW.1, &payload(number)))
         }
         _ => (
