@@ -17,5 +17,6 @@ pub mod netlink;
 pub mod overlay;
 pub mod policy;
 pub mod probe;
+pub mod shown;
 pub mod stable_hash;
 pub mod state;

@@ -17,7 +17,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::config::Rule;
+use crate::{
+    config::Rule,
+    shown::{PATH, cut},
+};
 
 /// Format of the file. A file of another one is refused rather than guessed at.
 ///
@@ -73,8 +76,25 @@ pub struct Container {
     pub ifname: String,
     /// Name of the host-side device.
     pub device: String,
+    /// What it reaches by the gateway. Absent in files of versions that knew of nothing but a default
+    /// route, and passed over by them.
+    #[serde(default)]
+    pub route: InnerRoute,
     /// Being made: to be removed if found at a start.
     pub pending: bool,
+}
+
+/// What a container gets beside its address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum InnerRoute {
+    /// A default route by the gateway: all of the world
+    #[default]
+    Default,
+    /// A route by the gateway to the network of all containers, and to nothing else
+    Overlay,
+    /// No route: the containers of this host's subnet, which are on its link
+    None,
 }
 
 impl Default for State {
@@ -116,7 +136,7 @@ impl State {
 #[derive(Debug, Error)]
 pub enum StateError {
     /// A file operation failed.
-    #[error("{action} {path}: {source}")]
+    #[error("{action} {}: {source}{}", cut(&path.to_string_lossy(), PATH), advice(.source))]
     File {
         /// What was being done.
         action: &'static str,
@@ -147,6 +167,20 @@ pub enum StateError {
     },
 }
 
+/// What to do about a file operation that failed.
+fn advice(error: &io::Error) -> &'static str {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::StorageFull | Kind::QuotaExceeded => "; make room there",
+        Kind::ReadOnlyFilesystem => "; --state names another directory",
+        Kind::PermissionDenied => "; run as root",
+        Kind::NotADirectory | Kind::IsADirectory | Kind::InvalidFilename => {
+            "; --state names the directory of the state"
+        }
+        _ => "",
+    }
+}
+
 /// The directory that holds the state.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -158,6 +192,12 @@ impl Store {
     #[must_use]
     pub const fn new(directory: PathBuf) -> Self {
         Self { directory }
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     fn path(&self) -> PathBuf {
@@ -240,9 +280,18 @@ impl Store {
         fs::create_dir_all(&self.directory).map_err(failed("create", &self.directory))?;
         let text = serde_json::to_vec_pretty(state)
             .map_err(|error| failed("encode", &path)(io::Error::other(error)))?;
-        let mut file = File::create(&partial).map_err(failed("create", &partial))?;
-        file.write_all(&text).map_err(failed("write", &partial))?;
-        file.sync_all().map_err(failed("write", &partial))?;
+        let written = File::create(&partial)
+            .map_err(failed("create", &partial))
+            .and_then(|mut file| {
+                file.write_all(&text)
+                    .and_then(|()| file.sync_all())
+                    .map_err(failed("write", &partial))
+            });
+        if let Err(error) = written {
+            // What there is of it takes room that is wanted. Why that fails would hide the reason.
+            let _ = fs::remove_file(&partial);
+            return Err(error);
+        }
         fs::rename(&partial, &path).map_err(failed("replace", &path))
     }
 

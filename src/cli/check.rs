@@ -1,13 +1,14 @@
 //! `oncache check`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::ErrorKind, path::PathBuf, process::ExitCode};
 
 use crate::{
     config,
     config::Config,
-    daemon,
-    netlink::{Netlink, host_facts},
+    daemon::{self, preflight},
+    netlink::{Netlink, NetlinkError, host_facts},
     probe::{Roots, Wishes, probe},
+    state::{StateError, Store},
 };
 
 #[derive(Debug, clap::Args)]
@@ -21,7 +22,7 @@ pub struct Check {
 }
 
 impl Check {
-    pub async fn run(self) -> anyhow::Result<ExitCode> {
+    pub async fn run(self, state: PathBuf) -> anyhow::Result<ExitCode> {
         let file = config::read(&self.config)?;
         if self.syntax_only {
             super::print(&format!("{}: ok", self.config.display()))?;
@@ -44,7 +45,12 @@ impl Check {
             };
             super::print(&format!("{verdict:>8}  {}", finding.message))?;
         }
-        let Config { node, overlay, .. } = config?;
+        let config = config?;
+        let obstacles = obstacles(&netlink, &config, Store::new(state)).await?;
+        for line in &obstacles {
+            super::print(&format!("{:>8}  {line}", "MISSING"))?;
+        }
+        let Config { node, overlay, .. } = config;
         super::print(&format!(
             "{:>8}  {}: node {}, {} on {}, containers {}, MTU {}",
             "ok",
@@ -55,10 +61,28 @@ impl Check {
             overlay.subnet,
             overlay.mtu
         ))?;
-        Ok(if report.can_run() {
+        Ok(if report.can_run() && obstacles.is_empty() {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
         })
     }
+}
+
+/// What a start would find in its way. Who may not read the state may not start either, and hears of
+/// that by the other findings.
+async fn obstacles(
+    netlink: &Netlink,
+    config: &Config,
+    store: Store,
+) -> Result<Vec<String>, NetlinkError> {
+    let state = match store.load_present() {
+        Ok((state, _)) => state,
+        Err(StateError::File { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+            return Ok(Vec::new());
+        }
+        Err(error) => return Ok(vec![error.to_string()]),
+    };
+    let wanted = preflight::wanted(config, &state);
+    preflight::obstacles(netlink, &wanted, &state, store.directory()).await
 }

@@ -11,6 +11,7 @@ use crate::{
         api::{AddContainer, ContainerInfo, default_ifname},
         client::Client,
     },
+    state::InnerRoute,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -32,6 +33,9 @@ pub enum Container {
         /// Name of the device inside
         #[arg(long, value_name = "NAME", default_value_t = default_ifname())]
         ifname: String,
+        /// What it reaches by the gateway
+        #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+        route: InnerRoute,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -59,6 +63,7 @@ impl Container {
                 netns,
                 ip,
                 ifname,
+                route,
                 json,
             } => {
                 // The daemon has another working directory.
@@ -73,6 +78,7 @@ impl Container {
                     netns,
                     ip,
                     ifname,
+                    route,
                 };
                 let added: ContainerInfo = client.post("/v1/containers", &request).await?;
                 if json {

@@ -1,6 +1,7 @@
 //! `oncache down`.
 
 use std::{
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -60,7 +61,9 @@ async fn without_daemon(socket: &Path, state: PathBuf) -> anyhow::Result<()> {
     )
     .await?;
     // A dead daemon's socket answers nobody.
-    let _ = std::fs::remove_file(socket);
+    if std::fs::symlink_metadata(socket).is_ok_and(|found| found.file_type().is_socket()) {
+        let _ = std::fs::remove_file(socket);
+    }
     // Ours only if nobody put anything else there.
     let _ = socket.parent().map(std::fs::remove_dir);
     Ok(())

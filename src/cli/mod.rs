@@ -106,7 +106,7 @@ async fn run_command(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let client = Client::new(&arguments.socket);
     match arguments.command {
         Command::Run(command) => command.run(arguments.socket, arguments.state).await?,
-        Command::Check(command) => return command.run().await,
+        Command::Check(command) => return command.run(arguments.state).await,
         Command::Status(command) => command.run(&client).await?,
         Command::Container(command) => command.run(&client).await?,
         Command::Cache(command) => command.run(&client).await?,

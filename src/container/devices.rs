@@ -14,7 +14,7 @@ use crate::{
     },
     overlay::names::{BRIDGE, container_mac},
     stable_hash::fnv1a,
-    state::Container,
+    state::{Container, InnerRoute},
 };
 
 /// What host-side devices' names begin with: a container's name follows.
@@ -49,10 +49,28 @@ pub fn container_of(device: &Link) -> Option<&str> {
     device.alias.as_ref()?.strip_prefix(ALIAS)
 }
 
-/// Whether a device is one of ours.
+/// Whether a device is one of ours: an alias alone makes no pair.
 #[must_use]
 pub fn is_host_device(device: &Link) -> bool {
-    container_of(device).is_some()
+    container_of(device).is_some() && PairKind::of(device).is_some()
+}
+
+/// Whether a network namespace lives at the far end of one of our devices. It does wherever the far end
+/// is elsewhere: a namespace that ends takes its devices along, and with them their other ends
+/// (net/core/dev.c, `default_device_exit_batch`).
+#[must_use]
+pub fn carries_a_namespace(device: &Link) -> bool {
+    is_host_device(device) && device.far_namespace.is_some()
+}
+
+/// The address of the container that a host-side device was made for, by its link-layer address; none
+/// where somebody has changed that.
+#[must_use]
+pub fn address_of(device: &Link) -> Option<Ipv4Addr> {
+    let mac = device.mac?;
+    let [_, _, a, b, c, d] = mac;
+    let address = Ipv4Addr::new(a, b, c, d);
+    (mac == port_mac(address)).then_some(address)
 }
 
 /// MAC address of the host-side end: locally administered, made of the container's address. Given
@@ -77,6 +95,8 @@ pub(crate) const PORT: PortSettings = PortSettings {
 pub struct Attachment {
     /// This host's subnet.
     pub subnet: Ipv4Net,
+    /// The network of all containers.
+    pub network: Ipv4Net,
     /// The containers' gateway.
     pub gateway: Ipv4Addr,
     /// MTU of both ends in bytes.
@@ -134,9 +154,16 @@ pub async fn connect(
         Err(error) if error.errno() == Some(Errno::EEXIST) => {
             let here = netlink.link_by_name(&container.device).await;
             return Err(match here.map_err(failed)? {
-                Some(_) => ContainerError::HostDevice {
-                    name: name.to_owned(),
-                    device: container.device.clone(),
+                Some(link) => match container_of(&link) {
+                    Some(holder) => ContainerError::SameDevice {
+                        name: name.to_owned(),
+                        device: container.device.clone(),
+                        holder: holder.to_owned(),
+                    },
+                    None => ContainerError::HostDevice {
+                        name: name.to_owned(),
+                        device: container.device.clone(),
+                    },
                 },
                 None => ContainerError::InnerDevice {
                     name: name.to_owned(),
@@ -233,18 +260,137 @@ async fn configure_inside(
     let address = Ipv4Net::new(container.ip, prefix).unwrap_or(Ipv4Net::from(container.ip));
     inner.add_address(device, address).await?;
     inner.set_up(device, true).await?;
-    let default = Route {
-        destination: Ipv4Net::default(),
-        gateway: Some(attachment.gateway),
+    let Some(destination) = destination(container.route, attachment.network) else {
+        return Ok(());
+    };
+    inner
+        .add_route(&by_gateway(
+            destination,
+            device,
+            !at_home,
+            attachment.gateway,
+        ))
+        .await
+}
+
+/// What a container reaches by the gateway, if it has such a route.
+#[must_use]
+pub fn destination(route: InnerRoute, network: Ipv4Net) -> Option<Ipv4Net> {
+    match route {
+        InnerRoute::Default => Some(Ipv4Net::default()),
+        InnerRoute::Overlay => Some(network.trunc()),
+        InnerRoute::None => None,
+    }
+}
+
+const fn by_gateway(destination: Ipv4Net, device: u32, onlink: bool, gateway: Ipv4Addr) -> Route {
+    Route {
+        destination,
+        gateway: Some(gateway),
         device,
-        onlink: !at_home,
+        onlink,
         source: None,
         reach: RouteReach::Universe,
         metric: 0,
         table: MAIN_TABLE,
         protocol: ROUTE_PROTOCOL,
+    }
+}
+
+/// Gives a container that has a route to the overlay network one to another network instead.
+///
+/// # Errors
+///
+/// [`ContainerError`] naming container and step.
+pub async fn change_network(
+    name: &str,
+    container: &Container,
+    attachment: Attachment,
+    former: Ipv4Net,
+) -> Result<(), ContainerError> {
+    let network = attachment.network.trunc();
+    if container.route != InnerRoute::Overlay || former.trunc() == network {
+        return Ok(());
+    }
+    let inside = namespace::open(&container.netns)?;
+    let change = async {
+        let inner = Netlink::in_namespace(inside.as_fd()).await?;
+        let device = inner.index_of(&container.ifname).await?;
+        let onlink = !attachment.subnet.contains(&container.ip);
+        let route = |to| by_gateway(to, device, onlink, attachment.gateway);
+        inner.replace_route(&route(network)).await?;
+        match inner.delete_route(&route(former.trunc())).await {
+            Err(error) if !error.is_absent() => Err(error),
+            _ => Ok(()),
+        }
     };
-    inner.add_route(&default).await
+    change.await.map_err(|source| ContainerError::Netlink {
+        name: name.to_owned(),
+        source,
+    })
+}
+
+/// Refuses a namespace that a container can't be connected to without harm to somebody: the host's
+/// own, one that is a container's already, one that has the route that this one would get.
+///
+/// # Errors
+///
+/// [`ContainerError`] naming the namespace and who has it.
+pub async fn check_namespace(
+    name: &str,
+    container: &Container,
+    network: Ipv4Net,
+    holder_of: impl Fn(Ipv4Addr) -> Option<String>,
+) -> Result<(), ContainerError> {
+    let (name, netns) = (name.to_owned(), container.netns.clone());
+    let inside = namespace::open(&netns)?;
+    if let Some(whose) = namespace::of_the_host(&inside) {
+        return Err(ContainerError::HostNamespace { name, netns, whose });
+    }
+    let look = async {
+        let inner = Netlink::in_namespace(inside.as_fd()).await?;
+        let links = inner.links().await?;
+        let routes = match destination(container.route, network) {
+            None => Vec::new(),
+            Some(to) => {
+                let same = inner.route_holders(|it| it.destination == to && it.metric == 0);
+                same.await?
+            }
+        };
+        Ok((links, routes))
+    };
+    let (links, routes) = match look.await {
+        Ok(found) => found,
+        Err(source) => return Err(ContainerError::Netlink { name, source }),
+    };
+    // Whose device is inside, its link-layer address tells: it is made of the container's address, and
+    // what sends from another one is refused.
+    let holder = links.iter().filter(|link| PairKind::of(link).is_some());
+    let holder = holder.filter_map(|link| {
+        let mac = link.mac?;
+        let [_, _, a, b, c, d] = mac;
+        let address = Ipv4Addr::new(a, b, c, d);
+        (mac == container_mac(address)).then(|| holder_of(address))?
+    });
+    if let Some(holder) = { holder }.next() {
+        return Err(ContainerError::NamespaceTaken {
+            name,
+            netns,
+            holder,
+        });
+    }
+    match routes.into_iter().next() {
+        None => Ok(()),
+        Some(present) => Err(ContainerError::RouteTaken {
+            name,
+            netns,
+            present,
+            remedy: match container.route {
+                InnerRoute::Default => "--route overlay or --route none",
+                _ => "--route none",
+            },
+        }),
+    }
 }
 
 /// A container's host-side end as [`mend`] leaves it.
@@ -295,8 +441,16 @@ pub async fn mend(
     };
     let mut mended = false;
     if device.name != container.device {
-        let renamed = rename(netlink, device, &container.device).await;
-        renamed.map_err(failed)?;
+        match rename(netlink, device, &container.device).await {
+            Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                return Err(ContainerError::NameTaken {
+                    name: name.to_owned(),
+                    device: container.device.clone(),
+                    present: device.name.clone(),
+                });
+            }
+            outcome => outcome.map_err(failed)?,
+        }
         mended = true;
     }
     let alias = format!("{ALIAS}{name}");

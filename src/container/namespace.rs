@@ -136,6 +136,24 @@ pub fn open(path: &Path) -> Result<File, NamespaceError> {
     }
 }
 
+/// Whose namespace an open one is, if it is the host's: the one that this process is in, with the
+/// underlay device and all of oncache's, or the one that the system was started in. By identity, not by
+/// path: `/proc/PID/ns/net` of a container on the host's network is the host's (namespaces(7): the
+/// device and inode number tell).
+#[must_use]
+pub fn of_the_host(namespace: &File) -> Option<&'static str> {
+    let identity = |found: fs::Metadata| (found.dev(), found.ino());
+    let this = namespace.metadata().map(identity).ok()?;
+    // Where process 1 can't be looked at, it is another user's, and nobody could have given it to us.
+    [
+        ("/proc/thread-self/ns/net", "the daemon's own, the host's"),
+        ("/proc/1/ns/net", "that of process 1, the system's"),
+    ]
+    .into_iter()
+    .find(|(path, _)| fs::metadata(path).map(identity).is_ok_and(|it| it == this))
+    .map(|(_, whose)| whose)
+}
+
 /// Whether an open file stands for a network namespace, and for nothing else (ioctl_ns(2)).
 fn is_network_namespace(file: &File) -> bool {
     // SAFETY: the request takes no argument and touches no memory; other files refuse it.

@@ -14,6 +14,7 @@ use crate::{
         counters::{Count, FlowTurnover},
     },
     policy::order::Origin,
+    state::InnerRoute,
 };
 
 /// A container to be added.
@@ -31,6 +32,9 @@ pub struct AddContainer {
     /// Name of the device inside.
     #[serde(default = "default_ifname")]
     pub ifname: String,
+    /// What it reaches by the gateway; a default route without.
+    #[serde(default)]
+    pub route: InnerRoute,
 }
 
 /// The device name inside a container that gives none.
@@ -52,6 +56,9 @@ pub struct ContainerInfo {
     pub ifname: String,
     /// Name of the host-side device.
     pub device: String,
+    /// What it reaches by the gateway.
+    #[serde(default)]
+    pub route: InnerRoute,
 }
 
 /// What `oncache status` shows.

@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -21,7 +22,7 @@ use nix::{
 use serde::Serialize;
 use thiserror::Error;
 use tokio::{
-    net::UnixListener,
+    net::{UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
 };
 
@@ -33,7 +34,10 @@ use super::{
     body::JsonBody,
     connections,
 };
-use crate::datapath::caches::Caches;
+use crate::{
+    datapath::caches::Caches,
+    shown::{LINE, PATH, cut},
+};
 
 /// A failed request: its HTTP status and one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,11 +115,45 @@ impl Request {
 
 /// The socket can't be served.
 #[derive(Debug, Error)]
-#[error("{action} socket {path}: {source}")]
+#[error("{action} socket {}: {source}", cut(&path.to_string_lossy(), PATH))]
 pub struct SocketError {
     action: &'static str,
     path: PathBuf,
     source: io::Error,
+}
+
+fn in_the_way(path: &Path, why: &str) -> SocketError {
+    SocketError {
+        action: "open",
+        path: path.to_owned(),
+        source: io::Error::other(format!("{why}; name another path by --socket")),
+    }
+}
+
+/// Refuses a path at which something is that is no socket of a dead daemon: it would be deleted.
+///
+/// # Errors
+///
+/// [`SocketError`].
+pub async fn check(path: &Path) -> Result<(), SocketError> {
+    refuse_file(path)?;
+    match UnixStream::connect(path).await {
+        // A full backlog is somebody's, too.
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Ok(()),
+        _ => Err(in_the_way(
+            path,
+            "another process answers there, a daemon of another network namespace or another program",
+        )),
+    }
+}
+
+fn refuse_file(path: &Path) -> Result<(), SocketError> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            Err(in_the_way(path, "something else is there, and stays"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Opens the socket at `path`, for root and the group `oncache` only. A socket that a dead daemon
@@ -136,6 +174,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, SocketError> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(failed("create the directory of"))?;
     }
+    refuse_file(path)?;
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(failed("replace")(error));
@@ -367,6 +406,8 @@ impl IntoResponse for Refusal {
             RefusalKind::Large => StatusCode::PAYLOAD_TOO_LARGE,
             RefusalKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        (status, Json(Failure { error: self.line })).into_response()
+        // Whatever it quotes of the request.
+        let error = cut(&self.line, LINE);
+        (status, Json(Failure { error })).into_response()
     }
 }

@@ -43,6 +43,15 @@ impl Node {
         let name = request.name.clone();
         let make_netns = request.netns.is_none();
         let mut container = self.plan(request)?;
+        if !make_netns {
+            let holder_of = |ip| {
+                let mut all = self.state.containers.iter();
+                all.find(|(_, it)| it.ip == ip)
+                    .map(|(name, _)| name.clone())
+            };
+            let network = self.config.overlay.network;
+            devices::check_namespace(&name, &container, network, holder_of).await?;
+        }
         if make_netns {
             let inode = namespace::create(&container.netns).map_err(ContainerError::from)?;
             container.owned_netns = Some(inode);
@@ -77,6 +86,16 @@ impl Node {
                 path.display()
             )));
         }
+        // Known before anything is made: to undo it would take the other one's programs away.
+        let device = host_device(&name);
+        let mut others = self.state.containers.iter();
+        if let Some((holder, _)) = others.find(|(_, it)| it.device == device) {
+            return Err(ContainerError::SameDevice {
+                name,
+                device,
+                holder: holder.clone(),
+            });
+        }
         let overlay = &self.config.overlay;
         let held = || {
             self.state
@@ -98,21 +117,28 @@ impl Node {
             owned_netns: None,
             netns: request.netns.unwrap_or_else(|| namespace::path(&name)),
             ifname: request.ifname,
-            device: host_device(&name),
+            device,
+            route: request.route,
             pending: true,
         })
+    }
+
+    /// What a container is connected to.
+    pub(super) fn attachment(&self) -> Attachment {
+        let overlay = &self.config.overlay;
+        Attachment {
+            subnet: overlay.subnet,
+            network: overlay.network,
+            gateway: overlay.gateway(),
+            mtu: overlay.mtu,
+            kind: pair_kind(self.config.container.device),
+        }
     }
 
     async fn make(&mut self, name: &str) -> Result<ContainerInfo, DaemonError> {
         let container = self.record(name)?.clone();
         self.store.save(&self.state)?;
-        let overlay = &self.config.overlay;
-        let attachment = Attachment {
-            subnet: overlay.subnet,
-            gateway: overlay.gateway(),
-            mtu: overlay.mtu,
-            kind: pair_kind(self.config.container.device),
-        };
+        let attachment = self.attachment();
         let kind = attachment.kind;
         let index = connect(&self.netlink, name, &container, attachment).await?;
         self.devices
@@ -244,7 +270,10 @@ impl Node {
                 self.invalidate(Cause::ContainerMoved, name);
             }
         }
-        failures.extend(self.store.save(&self.state).err().map(DaemonError::from));
+        // What is gone is gone, whether that can be noted or not.
+        if let Err(reason) = self.store.save(&self.state) {
+            self.note_unsaved(&reason);
+        }
         failures
     }
 
@@ -402,6 +431,7 @@ fn describe(name: &str, container: &Container) -> ContainerInfo {
         netns: container.netns.clone(),
         ifname: container.ifname.clone(),
         device: container.device.clone(),
+        route: container.route,
     }
 }
 

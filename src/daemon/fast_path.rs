@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, net::Ipv4Addr, path::Path};
 
-use oncache_abi::{mark::MarkField, settings::Constants};
+use oncache_abi::settings::Constants;
 use tracing::{error, info, warn};
 
 use super::{DaemonError, Node};
@@ -22,11 +22,6 @@ use crate::{
 };
 
 impl Node {
-    /// The bits of `skb->mark` that are ours.
-    pub(super) fn mark_field(&self) -> MarkField {
-        MarkField::trusted(self.config.cache.mark_mask.bits())
-    }
-
     /// Loads and attaches the programs, over what an earlier daemon has pinned; or takes everything
     /// away where the fast path is switched off or can't be had. The overlay works without it.
     pub(super) fn start_fast_path(&mut self) {

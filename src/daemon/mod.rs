@@ -12,6 +12,7 @@ mod lock;
 mod node;
 mod policy;
 mod ports;
+pub mod preflight;
 mod reload;
 mod report;
 mod signals;
@@ -203,11 +204,13 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
         use_paths_of(path)?;
     }
     let lock = Lock::take()?;
+    server::check(&paths.socket).await?;
     // Before the first look at the host, so that no change falls between the two.
     let invalidator = Invalidator::default();
     let news = watcher::spawn(invalidator.clone())?;
     let store = Store::new(paths.state.clone());
     let mut node = Node::new(netlink, store, file, config, invalidator, netkit)?;
+    node.refuse_obstacles().await?;
     for message in lacking {
         warn!("{message}");
     }

@@ -12,6 +12,7 @@ use super::{
     DaemonError,
     invalidation::Invalidator,
     policy::PolicyTables,
+    preflight,
     teardown::{self, TeardownErrors},
 };
 use crate::{
@@ -23,12 +24,10 @@ use crate::{
     netlink::{Mac, Netlink, NetlinkError, format_mac, host_facts},
     overlay::{
         names::{BRIDGE, VXLAN},
-        nftables::Marks,
         reconcile::reconcile,
         sysctl::Sysctls,
-        wanted::WantedOverlay,
     },
-    state::{State, Store},
+    state::{State, StateError, Store},
 };
 
 /// How many changes of one comparison are logged singly.
@@ -56,6 +55,8 @@ pub struct Node {
     pub(super) fast_path_failure: Option<String>,
     /// What is known of the tables of the network policy.
     pub(super) policy_tables: PolicyTables,
+    /// Why the state on disk is not the present one.
+    pub(super) unsaved: Option<String>,
     /// The last failure of a reconciliation: said once, not every few seconds.
     last_failure: Option<String>,
 }
@@ -94,6 +95,7 @@ impl Node {
             datapath: None,
             fast_path_failure: None,
             policy_tables: PolicyTables::default(),
+            unsaved: None,
             last_failure: None,
         })
     }
@@ -116,6 +118,23 @@ impl Node {
             self.state.containers.len(),
             if self.datapath.is_some() { "on" } else { "off" },
         )
+    }
+
+    /// Refuses a host on which others are in the way, or living containers would be cut off. Touches
+    /// nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`DaemonError::Host`] with a line for each obstacle.
+    pub async fn refuse_obstacles(&self) -> Result<(), DaemonError> {
+        let wanted = preflight::wanted(&self.config, &self.state);
+        let directory = self.store.directory();
+        let obstacles =
+            preflight::obstacles(&self.netlink, &wanted, &self.state, directory).await?;
+        if !obstacles.is_empty() {
+            return Err(DaemonError::Host(obstacles));
+        }
+        Ok(())
     }
 
     /// Brings the host to the wanted state and takes over what an earlier daemon left running.
@@ -154,6 +173,7 @@ impl Node {
 
     /// Compares the host with the wanted state and mends the difference.
     pub async fn reconcile(&mut self) {
+        self.save_again();
         match self.try_reconcile().await {
             Ok(changed) => {
                 self.last_failure = None;
@@ -226,14 +246,34 @@ impl Node {
         self.change_to(config, Cause::Underlay, &news).await
     }
 
+    /// Notes that the state could not be written: what it tells of is so all the same.
+    pub(super) fn note_unsaved(&mut self, reason: &StateError) {
+        let line = format!(
+            "the state is not written, a daemon that starts now would read the former one: {reason}"
+        );
+        if self.unsaved.as_ref() != Some(&line) {
+            error!("{line}");
+            self.unsaved = Some(line);
+        }
+    }
+
+    /// Writes what could not be written before.
+    fn save_again(&mut self) {
+        if self.unsaved.is_none() {
+            return;
+        }
+        match self.store.save(&self.state) {
+            Ok(()) => {
+                info!("the state is written");
+                self.unsaved = None;
+            }
+            Err(reason) => self.note_unsaved(&reason),
+        }
+    }
+
     /// Applies what the slow path lacks. Returns whether anything was done.
     pub(super) async fn mend_overlay(&mut self) -> Result<bool, DaemonError> {
-        let field = self.mark_field();
-        let marks = Marks {
-            miss: field.miss_bits(),
-            est: field.established_bit(),
-        };
-        let wanted = WantedOverlay::new(&self.config, marks).with_visitors(self.visitors());
+        let wanted = preflight::wanted(&self.config, &self.state);
         let (done, failure) = match reconcile(&self.netlink, &self.sysctls, &wanted).await {
             Ok(done) => (done, None),
             Err(mut failure) => (std::mem::take(&mut failure.done), Some(failure)),
@@ -262,12 +302,6 @@ impl Node {
             Some(failure) => Err(failure.into()),
             None => Ok(!done.is_empty()),
         }
-    }
-
-    /// Addresses of this host's containers that are not of its subnet.
-    fn visitors(&self) -> Vec<Ipv4Addr> {
-        let held = self.state.containers.values().map(|container| container.ip);
-        held.filter(|ip| self.is_visitor(*ip)).collect()
     }
 
     /// Whether an address has come from elsewhere.
@@ -308,15 +342,25 @@ impl Node {
         Ok(())
     }
 
-    /// Devices that are named like ours, but that no record knows: leftovers of a crash.
+    /// Removes devices that are marked as ours, that no record knows, and whose far end is in no
+    /// namespace of its own: leftovers. What carries a namespace stays: a start has refused to be, and
+    /// one that has come since is somebody else's to judge.
     pub(super) async fn remove_leftovers(&self) -> Result<(), DaemonError> {
         for link in self.netlink.links().await? {
-            let leftover = devices::container_of(&link)
+            let unknown = devices::container_of(&link)
                 .is_some_and(|name| !self.state.containers.contains_key(name));
-            if leftover {
-                info!("delete leftover device {}", link.name);
-                self.netlink.delete_link(link.index).await?;
+            if !unknown || !devices::is_host_device(&link) {
+                continue;
             }
+            if devices::carries_a_namespace(&link) {
+                warn!(
+                    "device {} is marked as a container's that is not known here, and carries a network namespace; it stays",
+                    link.name
+                );
+                continue;
+            }
+            info!("delete leftover device {}", link.name);
+            self.netlink.delete_link(link.index).await?;
         }
         Ok(())
     }

@@ -3,14 +3,15 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
-use super::{DaemonError, Node, fast_path::constants};
+use super::{DaemonError, Node, fast_path::constants, preflight};
 use crate::{
     coherence::Cause,
     config::{Config, ConfigFile},
-    container::addresses,
+    container::{addresses, devices},
     log,
+    overlay::conflicts::conflicts,
 };
 
 /// How long packets with marks of another meaning may still be on the slow path.
@@ -62,9 +63,22 @@ impl Node {
         file: ConfigFile,
         config: Config,
     ) -> Result<(), DaemonError> {
+        self.refuse_taken(&config).await?;
         self.change_to(config, Cause::Reload, "").await?;
         self.file = file;
         Ok(())
+    }
+
+    /// Refuses a configuration that wants what is somebody else's, before anything is given up for it: a
+    /// VXLAN device has to go before one with another VNI can come.
+    async fn refuse_taken(&self, config: &Config) -> Result<(), DaemonError> {
+        let wanted = preflight::wanted(config, &self.state);
+        let taken = conflicts(&self.netlink, &wanted).await?;
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let lines = taken.iter().map(ToString::to_string);
+        Err(DaemonError::Host(lines.collect()))
     }
 
     /// As [`Node::reconfigure`], for whatever `cause`; `object` says of what.
@@ -102,6 +116,16 @@ impl Node {
             }
         };
         log::set_level(self.config.log.level);
+        for (name, container) in &self.state.containers {
+            let network = old.overlay.network;
+            let told = devices::change_network(name, container, self.attachment(), network).await;
+            if let Err(reason) = told {
+                warn!(
+                    "{reason}; it has no route to {}",
+                    self.config.overlay.network
+                );
+            }
+        }
         let news = self.newly_away(&old);
         self.forget_in_containers(&news).await;
         if let Err(reason) = self.note_clsact().await {

@@ -29,13 +29,19 @@ fn refusal(error: &DaemonError) -> Refusal {
             ContainerError::Exists(_)
             | ContainerError::HostDevice { .. }
             | ContainerError::InnerDevice { .. }
+            | ContainerError::SameDevice { .. }
+            | ContainerError::NamespaceTaken { .. }
+            | ContainerError::RouteTaken { .. }
             | ContainerError::Address(
                 AddressError::Taken { .. } | AddressError::Exhausted { .. },
             ) => RefusalKind::Conflict,
             ContainerError::BadName { .. }
             | ContainerError::Address(AddressError::Unusable { .. } | AddressError::Away { .. })
+            | ContainerError::HostNamespace { .. }
             | ContainerError::Namespace(_) => RefusalKind::Bad,
-            ContainerError::NoNetkit(_) | ContainerError::Netlink { .. } => RefusalKind::Failed,
+            ContainerError::NoNetkit(_)
+            | ContainerError::NameTaken { .. }
+            | ContainerError::Netlink { .. } => RefusalKind::Failed,
         },
         DaemonError::Policy(PolicyError::TooMany(_) | PolicyError::Rule { .. }) => RefusalKind::Bad,
         _ => RefusalKind::Failed,
@@ -197,6 +203,8 @@ impl Node {
                 "container {name} is connected, but its namespace has lost its name ({reason}); `oncache container del {name}` works all the same"
             ))
         });
-        lacking.chain(failure).chain(unreachable).collect()
+        let unsaved = self.unsaved.iter().cloned();
+        let all = lacking.chain(failure).chain(unreachable).chain(unsaved);
+        all.collect()
     }
 }

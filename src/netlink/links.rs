@@ -42,6 +42,9 @@ pub struct Link {
     pub controller: Option<u32>,
     /// The driver's name (`bridge`, `vxlan`, `veth`, `netkit`); none for hardware and loopback.
     pub kind: Option<String>,
+    /// The id of the network namespace that the far end of a pair is in; none if that is this one. The
+    /// far end lives, or the pair would not: a namespace takes its devices along.
+    pub far_namespace: Option<i32>,
     /// The free text of `ip link set alias`.
     pub alias: Option<String>,
     /// The parameters of a VXLAN device.
@@ -461,6 +464,7 @@ fn parse(entry: RouteNetlinkMessage) -> Option<Link> {
         port: None,
         controller: None,
         kind: None,
+        far_namespace: None,
         alias: None,
         vxlan: None,
     };
@@ -470,6 +474,7 @@ fn parse(entry: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
             LinkAttribute::Controller(index) => link.controller = Some(index),
+            LinkAttribute::LinkNetNsId(id) => link.far_namespace = Some(id),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

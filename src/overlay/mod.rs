@@ -3,6 +3,7 @@
 //! [`wanted`] says what it should be, [`diff`](mod@diff) what is to be done about the difference,
 //! and [`reconcile`](mod@reconcile) does it; [`teardown`](mod@teardown) undoes it.
 
+pub mod conflicts;
 pub mod diff;
 pub mod names;
 pub mod nftables;

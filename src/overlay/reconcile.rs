@@ -3,6 +3,7 @@
 use std::{collections::HashMap, fmt};
 
 use super::{
+    conflicts::{self, Conflict},
     diff::{Observed, ObservedAddress, ObservedFdb, ObservedNeighbour, diff},
     names::{self, Device},
     nftables::{self, TableError},
@@ -24,6 +25,9 @@ pub enum OverlayError {
     /// By /proc/sys.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
+    /// Somebody else has what it asks for.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
 }
 
 /// Some steps could not be taken; the others were.
@@ -68,7 +72,15 @@ pub async fn reconcile(
     let mut done = Vec::new();
     let mut failures = Vec::new();
     let steps = match observe(netlink, sysctls, wanted).await {
-        Ok(observed) => diff(wanted, &observed),
+        Ok(observed) => {
+            // What is somebody else's is not taken over, and certainly not deleted.
+            let foreign = foreign(&observed);
+            if !foreign.is_empty() {
+                failures.extend(foreign.into_iter().map(OverlayError::from));
+                return Err(ReconcileErrors { done, failures });
+            }
+            diff(wanted, &observed)
+        }
         Err(error) => {
             failures.push(error);
             return Err(ReconcileErrors { done, failures });
@@ -90,7 +102,7 @@ pub async fn reconcile(
         match applied {
             Ok(()) => done.push(step),
             Err(error) => {
-                failures.push(error);
+                failures.push(conflicts::explain(netlink, wanted, &step, error).await);
                 if founds_others {
                     break;
                 }
@@ -178,6 +190,24 @@ pub async fn observe(
     observed.vxlan = vxlan;
     observed.room = room;
     Ok(observed)
+}
+
+/// Devices with the names of ours that are of another kind.
+fn foreign(observed: &Observed) -> Vec<Conflict> {
+    let kinds = [
+        (Device::Bridge, &observed.bridge, "bridge"),
+        (Device::Vxlan, &observed.vxlan, "vxlan"),
+        (Device::Room, &observed.room, "vxlan"),
+    ];
+    kinds
+        .into_iter()
+        .filter_map(|(device, link, kind)| {
+            let link = link
+                .as_ref()
+                .filter(|link| link.kind.as_deref() != Some(kind))?;
+            conflicts::name(device, std::slice::from_ref(link))
+        })
+        .collect()
 }
 
 fn settings(

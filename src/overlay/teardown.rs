@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{
+    conflicts::whose,
     names::Device,
     nftables,
     reconcile::{OverlayError, absent_is_done, one_line},
@@ -45,6 +46,10 @@ pub async fn teardown(
                 let Some(link) = links.iter().find(|link| link.name == device.name()) else {
                     continue;
                 };
+                // Somebody else's by the name of ours stays.
+                if whose(device, link, &links).is_some() {
+                    continue;
+                }
                 for error in remove(netlink, device, link.index).await {
                     errors.push(error.into());
                 }
