@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use crate::{
     config::Rule,
-    shown::{PATH, cut},
+    shown::{PATH, VALUE, cut, cut_words},
 };
 
 /// Format of the file. A file of another one is refused rather than guessed at.
@@ -147,7 +147,7 @@ pub enum StateError {
     },
     /// A state file of a later oncache.
     #[error(
-        "read {path}: format {found}, and this oncache knows {VERSION}: a newer one wrote it; run the newer one again, or, to give up the containers, move the file away, run `oncache down` and start again"
+        "read {}: format {found}, and this oncache knows {VERSION}: a newer one wrote it; run the newer one again, or, to give up the containers, move the file away, run `oncache down` and start again", cut(&path.to_string_lossy(), PATH)
     )]
     Newer {
         /// The file.
@@ -157,7 +157,7 @@ pub enum StateError {
     },
     /// Not a state file of ours.
     #[error(
-        "read {path}: {reason}; it is not a state file of this version: move it away and run `oncache down`, then start again"
+        "read {}: {}; it is not a state file of this version: move it away and run `oncache down`, then start again", cut(&path.to_string_lossy(), PATH), cut_words(reason, VALUE)
     )]
     Content {
         /// The file.

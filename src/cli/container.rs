@@ -11,6 +11,7 @@ use crate::{
         api::{AddContainer, ContainerInfo, default_ifname},
         client::Client,
     },
+    shown::{PATH, VALUE, cut},
     state::InnerRoute,
 };
 
@@ -69,8 +70,10 @@ impl Container {
                 // The daemon has another working directory.
                 let netns = netns
                     .map(|path| {
-                        std::path::absolute(&path)
-                            .with_context(|| format!("network namespace {}", path.display()))
+                        std::path::absolute(&path).with_context(|| {
+                            let path = path.to_string_lossy();
+                            format!("network namespace {}", cut(&path, PATH))
+                        })
                     })
                     .transpose()?;
                 let request = AddContainer {
@@ -89,7 +92,8 @@ impl Container {
             }
             Self::Del { name } => {
                 // Part of a path, in which other characters would have a meaning.
-                check_name(&name).map_err(|why| anyhow!("container {name:?}: {why}"))?;
+                check_name(&name)
+                    .map_err(|why| anyhow!("container {:?}: {why}", cut(&name, VALUE)))?;
                 Ok(client.delete(&format!("/v1/containers/{name}")).await?)
             }
             Self::List { json } => {

@@ -16,7 +16,15 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::{control, control::client::Client, daemon, memory};
+use crate::{
+    control,
+    control::client::Client,
+    daemon, memory,
+    shown::{LINE, VALUE, cut, cut_words},
+};
+
+/// The most characters of a line of complaint, which may list many objects.
+const LONGEST: usize = 4 * LINE;
 
 /// A container overlay network with a cache-based eBPF fast path.
 #[derive(Debug, Parser)]
@@ -73,7 +81,10 @@ enum Command {
 /// Parses the arguments, runs the command, prints its failure.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(misuse) => return refuse(&misuse),
+    };
     if matches!(arguments.command, Command::Run(_)) {
         memory::be_frugal();
     }
@@ -82,11 +93,24 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Several faults of a configuration are several lines already.
             for line in said(&error).lines() {
-                eprintln!("oncache: {line}");
+                eprintln!("oncache: {}", cut(line, LONGEST));
             }
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says what is wrong with the command line, without repeating long arguments whole.
+fn refuse(misuse: &clap::Error) -> ExitCode {
+    let text = misuse.render().to_string();
+    let is_short = |line: &str| line.len() <= LINE && cut_words(line, VALUE) == line;
+    if !misuse.use_stderr() || text.lines().all(is_short) {
+        misuse.exit();
+    }
+    for line in text.lines() {
+        eprintln!("{}", cut(&cut_words(line, VALUE), LINE));
+    }
+    ExitCode::from(2)
 }
 
 /// An error and its causes, each said once: most errors say theirs themselves.

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::shown::{PATH, VALUE, cut, cut_words};
+
 /// One fault of a configuration file. Displayed as `FILE:LINE: key "value": why; what to do`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {message}", place(.file, *.line))]
@@ -21,8 +23,8 @@ pub struct ConfigErrors(pub Vec<ConfigError>);
 
 fn place(file: &Path, line: Option<usize>) -> String {
     match line {
-        Some(line) => format!("{}:{line}", file.display()),
-        None => file.display().to_string(),
+        Some(line) => format!("{}:{line}", cut(&file.to_string_lossy(), PATH)),
+        None => cut(&file.to_string_lossy(), PATH),
     }
 }
 
@@ -60,15 +62,16 @@ impl Faults {
         }
     }
 
-    /// Notes that `value` of `key` is refused. The value is quoted and escaped, so that the
-    /// message stays one line whatever the file holds.
+    /// Notes that `value` of `key` is refused. The value is quoted, cut and escaped, so that the
+    /// message stays one line of a sensible length whatever the file holds.
     pub(super) fn value(&mut self, line: usize, key: &str, value: &str, refusal: &Refusal) {
+        let (key, value) = (cut(key, VALUE), cut(value, VALUE));
         self.push(Some(line), &format!("{key} {value:?}: "), refusal);
     }
 
     /// Notes a fault of `key` that no single value can be blamed for.
     pub(super) fn key(&mut self, line: usize, key: &str, refusal: &Refusal) {
-        self.push(Some(line), &format!("{key}: "), refusal);
+        self.push(Some(line), &format!("{}: ", cut(key, VALUE)), refusal);
     }
 
     /// Notes a fault of the file as a whole.
@@ -87,7 +90,12 @@ impl Faults {
     }
 
     fn push(&mut self, line: Option<usize>, subject: &str, refusal: &Refusal) {
-        let (why, remedy) = (&refusal.why, &refusal.remedy);
+        // They may quote in turn.
+        let (why, remedy) = (
+            cut_words(&refusal.why, VALUE),
+            cut_words(&refusal.remedy, VALUE),
+        );
+        let (why, remedy) = (cut(&why, PATH * 2), cut(&remedy, PATH * 2));
         self.found.push(ConfigError {
             file: self.file.clone(),
             line,

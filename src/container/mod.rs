@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::{
     netlink::{NetlinkError, RouteHolder},
-    shown::{PATH, cut},
+    shown::{PATH, VALUE, cut},
 };
 
 pub use addresses::AddressError;
@@ -21,7 +21,7 @@ pub use namespace::NamespaceError;
 #[derive(Debug, Error)]
 pub enum ContainerError {
     /// No such container.
-    #[error("container {0}: not known here; `oncache container list` shows those that are")]
+    #[error("container {}: not known here; `oncache container list` shows those that are", cut(.0, VALUE))]
     Unknown(String),
     /// The name is taken.
     #[error("container {0}: exists already; delete it first or choose another name")]
@@ -114,7 +114,7 @@ pub enum ContainerError {
         remedy: &'static str,
     },
     /// A device of the name is there already, in the container.
-    #[error("container {name}: device {device} is in {netns} already; choose another by --ifname")]
+    #[error("container {name}: device {device} is in {} already; choose another by --ifname", cut(&netns.to_string_lossy(), PATH))]
     InnerDevice {
         /// The container.
         name: String,

@@ -17,10 +17,13 @@ use std::{
 use nix::sched::{CloneFlags, setns, unshare};
 use thiserror::Error;
 
+use crate::shown::{PATH, cut};
+
 /// Another mount namespace can't be used.
 #[derive(Debug, Error)]
 #[error(
-    "enter mount namespace {path}: {source}; give a file such as /proc/1/ns/mnt, and the capabilities SYS_ADMIN, SYS_CHROOT and SYS_PTRACE"
+    "enter mount namespace {}: {source}; give a file such as /proc/1/ns/mnt, and the capabilities SYS_ADMIN, SYS_CHROOT and SYS_PTRACE",
+    cut(&path.to_string_lossy(), PATH)
 )]
 pub struct MountNamespaceError {
     path: PathBuf,

@@ -17,13 +17,14 @@ use nix::{
 use thiserror::Error;
 
 use super::mount_namespace::there;
+use crate::shown::{PATH, cut};
 
 /// Where named namespaces are.
 pub const DIRECTORY: &str = "/run/netns";
 
 /// A named namespace could not be made or removed.
 #[derive(Debug, Error)]
-#[error("{action} network namespace {path}: {source}{advice}")]
+#[error("{action} network namespace {}: {source}{advice}", cut(&path.to_string_lossy(), PATH))]
 pub struct NamespaceError {
     action: &'static str,
     path: PathBuf,

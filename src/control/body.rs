@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::server::{Refusal, RefusalKind};
+use crate::shown::{VALUE, cut_words};
 
 /// How long a body may take to arrive. The asker is on this host.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -40,6 +41,6 @@ fn refusal(rejection: &JsonRejection) -> Refusal {
     };
     Refusal {
         kind,
-        line: rejection.body_text(),
+        line: cut_words(&rejection.body_text(), VALUE),
     }
 }

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{GROUP, api::Failure};
+use crate::shown::{PATH, cut};
 
 /// How long a daemon may take to end.
 const ENDING: Duration = Duration::from_secs(10);
@@ -28,13 +29,13 @@ const CROWDED: Duration = Duration::from_secs(10);
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// The socket is not for this user.
-    #[error("permission denied on {path}: run as root or join group {GROUP}")]
+    #[error("permission denied on {}: run as root or join group {GROUP}", cut(&path.to_string_lossy(), PATH))]
     Denied {
         /// The socket.
         path: PathBuf,
     },
     /// No daemon answers at the socket.
-    #[error("connect to the daemon at {path}: {source}; {}", advice(.source))]
+    #[error("connect to the daemon at {}: {source}; {}", cut(&path.to_string_lossy(), PATH), advice(.source))]
     Connect {
         /// The socket.
         path: PathBuf,

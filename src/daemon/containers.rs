@@ -21,14 +21,12 @@ use crate::{
         names::{BRIDGE, container_mac},
         source_guard::{self, Source},
     },
+    shown::{PATH, VALUE, cut},
     state::Container,
 };
 
 /// The longest device name (include/uapi/linux/if.h, `IFNAMSIZ` less the NUL).
 const IFNAME_LENGTH: usize = 15;
-
-/// How many characters of a refused name are repeated.
-const LONGEST_SHOWN: usize = 80;
 
 impl Node {
     /// Adds a container to the overlay.
@@ -72,7 +70,7 @@ impl Node {
         let name = request.name;
         let bad = |reason: String| ContainerError::BadName {
             // A bad name may be a long one.
-            name: name.chars().take(LONGEST_SHOWN).collect(),
+            name: cut(&name, VALUE),
             reason,
         };
         check_name(&name).map_err(&bad)?;
@@ -83,7 +81,7 @@ impl Node {
         if let Some(path) = request.netns.as_ref().filter(|path| !path.is_absolute()) {
             return Err(bad(format!(
                 "network namespace {}: give an absolute path",
-                path.display()
+                cut(&path.to_string_lossy(), PATH)
             )));
         }
         // Known before anything is made: to undo it would take the other one's programs away.
@@ -447,7 +445,8 @@ fn check_ifname(ifname: &str) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!(
-            "device name {ifname:?}: give 1 to {IFNAME_LENGTH} letters, digits or signs, without '/' and ':'"
+            "device name {:?}: give 1 to {IFNAME_LENGTH} letters, digits or signs, without '/' and ':'",
+            cut(ifname, VALUE)
         ))
     }
 }

@@ -53,6 +53,7 @@ use crate::{
     overlay::{nftables::TableError, reconcile::ReconcileErrors, sysctl::SysctlError},
     policy::kernel::PolicyError,
     probe::{Finding, Roots, probe},
+    shown::{LINE, cut},
     state::{StateError, Store},
 };
 
@@ -334,6 +335,7 @@ async fn reload(node: &mut Node, paths: &Paths) {
             // (sd_notify(3)).
             let said = format!("reload refused, the running configuration stays: {reason}")
                 .replace('\n', "; ");
+            let said = cut(&said, 4 * LINE);
             error!("{said}");
             said
         }

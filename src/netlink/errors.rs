@@ -26,7 +26,7 @@ pub enum NetlinkError {
         source: io::Error,
     },
     /// The kernel said no.
-    #[error("{operation}: {} ({}){}", errno.desc(), *errno as i32, reason.as_deref().unwrap_or_default())]
+    #[error("{operation}: {} ({}){}{}", errno.desc(), *errno as i32, reason.as_deref().unwrap_or_default(), advice(*errno))]
     Refused {
         /// What was tried, on which object.
         operation: String,
@@ -56,6 +56,22 @@ pub enum NetlinkError {
         /// How often.
         attempts: usize,
     },
+}
+
+/// What to do about an answer of the kernel that says it the same for every object. Those that ask who
+/// has the object are looked into where the object is known.
+const fn advice(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EPERM | Errno::EACCES => "; run as root, or with CAP_NET_ADMIN and CAP_SYS_ADMIN",
+        Errno::EEXIST => {
+            "; somebody else has it already: look with `ip`, and remove or rename that"
+        }
+        Errno::EADDRINUSE => "; somebody else has the port: look with `ss -ulpn`, and end that",
+        Errno::EBUSY => "; it is in use: see `dmesg` and who else manages this device",
+        Errno::ENOMEM | Errno::ENOBUFS => "; the kernel has no memory for it: free some",
+        Errno::EOPNOTSUPP => "; this kernel lacks it: `oncache check` says what is needed",
+        _ => "",
+    }
 }
 
 impl NetlinkError {
@@ -139,7 +155,7 @@ mod tests {
         };
         assert_eq!(
             error.to_string(),
-            "add route 10.42.2.0/24 dev oncache-vx0: File exists (17)"
+            "add route 10.42.2.0/24 dev oncache-vx0: File exists (17); somebody else has it already: look with `ip`, and remove or rename that"
         );
         assert!(!error.is_absent());
     }

@@ -185,7 +185,8 @@ fn what_is_not_ours_stays() {
     let errors = try_apply(&host, &wanted).expect_err("the route is taken");
     assert_eq!(
         errors.to_string(),
-        "add route 10.42.2.0/24 via 10.42.2.0 dev oncache-vx0: File exists (17)"
+        "route to 10.42.2.0/24: another program's is there already, `10.42.2.0/24 dev eth1`; remove it \
+         (`ip route del 10.42.2.0/24 dev eth1`), or give the peer another subnet"
     );
     assert_eq!(errors.done, [Step::ReplaceTable]);
 }
