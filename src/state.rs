@@ -351,6 +351,7 @@ mod tests {
             owned_netns: Some(4_026_532_300),
             ifname: "eth0".into(),
             device: "onc-web".into(),
+            route: InnerRoute::Overlay,
             pending: false,
         };
         let before = State {
@@ -384,6 +385,17 @@ mod tests {
         assert_eq!(store.load().unwrap(), State::default());
         write(r#"{"version": 1, "containers": {}, "invented_later": [1, 2]}"#);
         assert_eq!(store.load().unwrap(), State::default());
+    }
+
+    #[test]
+    fn a_container_of_a_build_that_knew_one_route_has_that() {
+        let text = r#"{"version": 1, "containers": {"web": {"ip": "10.42.1.2", "netns": "/run/netns/web",
+            "owned_netns": null, "ifname": "eth0", "device": "onc-web", "pending": false}},
+            "last_address": null, "tcp_be_liberal": null, "underlay": null}"#;
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(FILE), text).unwrap();
+        let state = Store::new(directory.path().to_owned()).load().unwrap();
+        assert_eq!(state.containers["web"].route, InnerRoute::Default);
     }
 
     #[test]
