@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    config::Rule,
+    config::{Chosen, Rule},
     shown::{PATH, VALUE, cut, cut_words},
 };
 
@@ -52,6 +52,9 @@ pub struct State {
     pub clsact: Vec<String>,
     /// Underlay device whose hooks carry the programs.
     pub underlay: Option<String>,
+    /// The address that this host is at, which stays where another one comes beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<Chosen>,
     /// The run-time rules of the network policy, in order.
     #[serde(default)]
     pub policy: Vec<Rule>,
@@ -107,6 +110,7 @@ impl Default for State {
             tcp_be_liberal: None,
             clsact: Vec::new(),
             underlay: None,
+            chosen: None,
             policy: Vec::new(),
         }
     }
@@ -128,6 +132,8 @@ impl State {
         self.tcp_be_liberal = None;
         self.clsact.clear();
         self.underlay = None;
+        // The host may have been given another one for good.
+        self.chosen = None;
         std::mem::take(&mut self.containers).into_keys().collect()
     }
 }
@@ -360,6 +366,10 @@ mod tests {
             tcp_be_liberal: Some(0),
             clsact: vec!["eth1".to_owned()],
             underlay: Some("eth1".to_owned()),
+            chosen: Some(Chosen {
+                device: "eth1".to_owned(),
+                address: Ipv4Addr::new(192, 168, 50, 11),
+            }),
             ..State::default()
         };
         let mut state = before.clone();

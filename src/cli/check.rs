@@ -29,7 +29,7 @@ impl Check {
             return Ok(ExitCode::SUCCESS);
         }
         let netlink = Netlink::new()?;
-        let config = file.resolve(&host_facts(&netlink).await?);
+        let config = file.resolve(&host_facts(&netlink, file.underlay()).await?);
         let (underlay, wishes) = match &config {
             Ok(config) => (Some(&*config.node.underlay), Wishes::from(config)),
             Err(_) => (None, Wishes::default()),

@@ -24,7 +24,7 @@ mod table;
 mod tests;
 mod value;
 
-pub use facts::{DeviceFacts, HostFacts};
+pub use facts::{Chosen, DeviceFacts, HostFacts};
 pub use fault::{ConfigError, ConfigErrors};
 pub use mark_mask::{MarkMask, MarkMaskError};
 pub use policy::{parse_policy, read_policy};

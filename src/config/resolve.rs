@@ -23,7 +23,7 @@ impl ConfigFile {
         let name = self.node_name(facts, &mut faults);
         self.check_peers_elsewhere(facts, &mut faults);
         let device = self.underlay_device(facts, &mut faults);
-        let address = device.and_then(|device| self.node_address(device, &mut faults));
+        let address = device.and_then(|device| self.node_address(device, facts, &mut faults));
         let mtu = device.and_then(|device| self.mtu(device, &mut faults));
         if let Some(device) = device {
             self.check_ethernet(device, &mut faults);
@@ -125,10 +125,18 @@ impl ConfigFile {
         device
     }
 
-    fn node_address(&self, device: &DeviceFacts, faults: &mut Faults) -> Option<Ipv4Addr> {
+    fn node_address(
+        &self,
+        device: &DeviceFacts,
+        facts: &HostFacts,
+        faults: &mut Faults,
+    ) -> Option<Ipv4Addr> {
+        let chosen = facts.chosen_on(device);
         match &self.node.address {
+            // One that was in force is waited for.
+            Some(address) if chosen == Some(address.value) => chosen,
             Some(address) => self.given_address(address, device, faults),
-            None => self.default_address(device, faults),
+            None => self.default_address(device, chosen, faults),
         }
     }
 
@@ -138,18 +146,13 @@ impl ConfigFile {
         device: &DeviceFacts,
         faults: &mut Faults,
     ) -> Option<Ipv4Addr> {
-        if device.ipv4.iter().any(|net| net.addr() == address.value) {
+        if device.has(address.value) {
             return Some(address.value);
         }
-        let there: Vec<String> = device
-            .ipv4
-            .iter()
-            .map(|net| net.addr().to_string())
-            .collect();
-        let remedy = if there.is_empty() {
+        let remedy = if device.ipv4.is_empty() {
             format!("add the address to {}, or name another device", device.name)
         } else {
-            format!("use one of: {}", there.join(", "))
+            format!("use one of: {}", addresses(device))
         };
         let refusal = refuse(format!("not an address of {}", device.name), remedy);
         faults.value(
@@ -161,19 +164,31 @@ impl ConfigFile {
         None
     }
 
-    fn default_address(&self, device: &DeviceFacts, faults: &mut Faults) -> Option<Ipv4Addr> {
+    fn default_address(
+        &self,
+        device: &DeviceFacts,
+        chosen: Option<Ipv4Addr>,
+        faults: &mut Faults,
+    ) -> Option<Ipv4Addr> {
         let line = self
             .node
             .underlay
             .as_ref()
             .map_or(self.node.line, |underlay| underlay.line);
-        let Some(first) = device.ipv4.first() else {
-            let remedy = format!("give {} one, or name another device", device.name);
-            let refusal = refuse("the device has no IPv4 address", remedy);
+        let Some(address) = chosen.or_else(|| device.own_address()) else {
+            let refusal = if device.ipv4.is_empty() {
+                let remedy = format!("give {} one, or name another device", device.name);
+                refuse("the device has no IPv4 address", remedy)
+            } else {
+                let what = format!(
+                    "the device has only addresses that may be a service's (/32, or secondary): {}",
+                    addresses(device)
+                );
+                refuse(what, "set node.address to the one that is this host's")
+            };
             faults.value(line, "node.underlay", &device.name, &refusal);
             return None;
         };
-        let address = first.addr();
         if let Some(kind) = value::not_unicast(address) {
             let refusal = refuse(
                 format!(
@@ -250,6 +265,15 @@ fn mtu_text(mtu: Mtu) -> String {
         Mtu::Auto => "auto".to_owned(),
         Mtu::Bytes(bytes) => bytes.to_string(),
     }
+}
+
+fn addresses(device: &DeviceFacts) -> String {
+    let addresses: Vec<String> = device
+        .ipv4
+        .iter()
+        .map(|net| net.addr().to_string())
+        .collect();
+    addresses.join(", ")
 }
 
 fn names(facts: &HostFacts) -> String {

@@ -30,6 +30,20 @@ pub struct ConfigFile {
     pub(super) log: Log,
 }
 
+impl ConfigFile {
+    /// The underlay device, if the file names it.
+    #[must_use]
+    pub fn underlay(&self) -> Option<&str> {
+        self.node.underlay.as_ref().map(|name| name.value.as_str())
+    }
+
+    /// Whether the file names this host's address.
+    #[must_use]
+    pub const fn names_address(&self) -> bool {
+        self.node.address.is_some()
+    }
+}
+
 /// `[node]`; what is absent comes from the host.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct NodeSection {

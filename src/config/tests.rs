@@ -47,6 +47,7 @@ fn device(name: &str, index: u32, ipv4: &[&str]) -> DeviceFacts {
         mtu: 1500,
         mac: [0x02, 0, 0, 0, 0, u8::try_from(index).unwrap()],
         ipv4: ipv4.iter().map(|net| net.parse().unwrap()).collect(),
+        ..DeviceFacts::default()
     }
 }
 
@@ -62,6 +63,7 @@ fn facts() -> HostFacts {
             device("eth0", 2, &["203.0.113.7/24"]),
             device("eth1", 3, &["192.168.50.11/24", "192.168.51.11/24"]),
         ],
+        chosen: None,
     }
 }
 
@@ -414,6 +416,7 @@ fn faults_of_the_host() {
         ("loopback underlay", "underlay = \"eth1\"\naddress = \"192.168.50.11\"", "underlay = \"lo\"", |f| f.devices[0].mac = [2; 6], 3, "the device's first address 127.0.0.1 is loopback, not the address of a host"),
         ("no default route", "underlay = \"eth1\"\n", "", |f| f.default_route_device = None, 1, "node.underlay: not given, and there is no default route to tell it by; set node.underlay to one of: lo, eth0, eth1"),
         ("default route's device gone", "underlay = \"eth1\"\n", "", |f| f.default_route_device = Some("ppp0".to_owned()), 1, "node.underlay \"ppp0\": no such device"),
+        ("service addresses only", "address = \"192.168.50.11\"\n", "", |f| f.devices[2].ipv4 = vec!["192.168.50.99/32".parse().unwrap()], 3, "node.underlay \"eth1\": the device has only addresses that may be a service's (/32, or secondary): 192.168.50.99; set node.address to the one that is this host's"),
         ("default address in overlay", "address = \"192.168.50.11\"\n", "", |f| f.devices[2].ipv4 = vec!["10.42.0.9/8".parse().unwrap()], 3, "node.address \"10.42.0.9\": an underlay address inside overlay.network"),
         ("default address as peer", "address = \"192.168.50.11\"\n", "", |f| f.devices[2].ipv4 = vec!["192.168.50.12/24".parse().unwrap()], 12, "peers.address \"192.168.50.12\": this host's own address (on eth1)"),
         ("other own address as peer", "192.168.50.13", "203.0.113.7", same, 17, "peers.address \"203.0.113.7\": this host's own address (on eth0)"),
@@ -546,13 +549,44 @@ fn choices_stay_where_they_still_can_be() {
     let decided = host.clone().as_decided(&before.node);
     assert_eq!(file.resolve(&decided).unwrap(), before);
 
-    // What is gone is gone: the device's first address is the next best, as at a start.
+    // What is gone is waited for; the device itself is followed.
     host.devices[2]
         .ipv4
         .retain(|net| net.addr() != before.node.address);
     host.devices[2].index = 9;
     host.devices[2].mtu = 1400;
-    let after = file.resolve(&host.as_decided(&before.node)).unwrap();
-    assert_eq!(after.node.address.to_string(), "192.168.49.11");
+    let after = file
+        .resolve(&host.clone().as_decided(&before.node))
+        .unwrap();
+    assert_eq!(after.node.address, before.node.address);
     assert_eq!((after.node.underlay_index, after.overlay.mtu), (9, 1350));
+
+    // Of another device nothing was chosen yet.
+    let elsewhere = Chosen {
+        device: "eth0".to_owned(),
+        address: before.node.address,
+    };
+    host.default_route_device = Some("eth1".to_owned());
+    let anew = file.resolve(&host.with_chosen(Some(elsewhere))).unwrap();
+    assert_eq!(anew.node.address.to_string(), "192.168.49.11");
+}
+
+#[test]
+fn a_services_address_is_not_chosen_by_itself() {
+    let text = "[overlay]\nsubnet = \"10.42.1.0/24\"\nnetwork = \"10.42.0.0/16\"\nvni = 42\n";
+    let file = parse_text(text).unwrap();
+    let mut host = facts();
+    host.default_route_device = Some("eth1".to_owned());
+    host.devices[2] = device(
+        "eth1",
+        3,
+        &["192.168.50.99/32", "192.168.50.98/24", "192.168.50.11/24"],
+    );
+    host.devices[2].secondary = vec!["192.168.50.98".parse().unwrap()];
+    let config = file.resolve(&host).unwrap();
+    assert_eq!(config.node.address.to_string(), "192.168.50.11");
+    // Said, it is.
+    let text = format!("[node]\naddress = \"192.168.50.99\"\n{text}");
+    let config = parse_text(&text).unwrap().resolve(&host).unwrap();
+    assert_eq!(config.node.address.to_string(), "192.168.50.99");
 }

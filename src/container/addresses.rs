@@ -194,11 +194,13 @@ mod tests {
             mtu: 1500,
             mac: [2, 0, 0, 0, 0, 1],
             ipv4: vec!["192.168.50.11/24".parse().unwrap()],
+            ..DeviceFacts::default()
         };
         let facts = HostFacts {
             hostname: "alpha".into(),
             default_route_device: Some("eth1".into()),
             devices: vec![device],
+            chosen: None,
         };
         let file = parse(Path::new("config.toml"), text).unwrap();
         file.resolve(&facts).unwrap()

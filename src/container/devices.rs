@@ -406,7 +406,8 @@ pub struct HostEnd {
 
 /// The host-side end of a container among the host's devices, whatever somebody has called it: its
 /// alias tells, or its name together with its link-layer address.
-fn find<'l>(links: &'l [Link], name: &str, container: &Container) -> Option<&'l Link> {
+#[must_use]
+pub fn find<'l>(links: &'l [Link], name: &str, container: &Container) -> Option<&'l Link> {
     let alias = format!("{ALIAS}{name}");
     let marked = |link: &&Link| link.alias.as_ref() == Some(&alias);
     let named =

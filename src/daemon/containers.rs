@@ -16,7 +16,7 @@ use crate::{
     },
     control::api::{AddContainer, ContainerInfo},
     datapath::{PIN_ROOT, attach},
-    netlink::{NetlinkError, PairKind, forget_connections},
+    netlink::{Link, NetlinkError, PairKind, forget_connections},
     overlay::{
         names::{BRIDGE, container_mac},
         source_guard::{self, Source},
@@ -364,13 +364,32 @@ impl Node {
             .collect()
     }
 
+    /// The containers' devices that a list of all devices lacks though they are there: it may, where
+    /// others' devices came and went while it was made, and no container is given up for that.
+    async fn unlisted(&self, listed: &[Link]) -> Result<Vec<Link>, DaemonError> {
+        let mut found = Vec::new();
+        for (name, container) in &self.state.containers {
+            if devices::find(listed, name, container).is_some() {
+                continue;
+            }
+            let mut candidates = Vec::new();
+            candidates.extend(self.netlink.link_by_name(&container.device).await?);
+            if let Some(device) = self.devices.get(name) {
+                candidates.extend(self.netlink.link(device.index).await?);
+            }
+            found.extend(devices::find(&candidates, name, container).cloned());
+        }
+        Ok(found)
+    }
+
     /// Puts the containers' host-side devices right and notices those that vanished. Returns
     /// whether anything changed.
     pub(super) async fn mend_containers(&mut self) -> Result<bool, DaemonError> {
         let mtu = self.config.overlay.mtu;
         let mut changed = false;
         let mut vanished = Vec::new();
-        let links = self.netlink.links().await?;
+        let mut links = self.netlink.links().await?;
+        links.extend(self.unlisted(&links).await?);
         let mut silent = BTreeSet::new();
         for (name, container) in &self.state.containers {
             match devices::mend(&self.netlink, &links, name, container, mtu).await? {

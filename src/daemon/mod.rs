@@ -42,7 +42,7 @@ use self::{
     watcher::News,
 };
 use crate::{
-    config::{self, Config, ConfigErrors, ConfigFile},
+    config::{self, Chosen, Config, ConfigErrors, ConfigFile},
     container::{
         AddressError, ContainerError,
         mount_namespace::{MountNamespaceError, use_paths_of},
@@ -156,7 +156,8 @@ pub enum DaemonError {
     Signals(io::Error),
 }
 
-/// Reads the configuration and fills in what the host says.
+/// Reads the configuration and fills in what the host says; an address that was `chosen` before
+/// stays.
 ///
 /// # Errors
 ///
@@ -164,9 +165,11 @@ pub enum DaemonError {
 pub async fn load_config(
     path: &Path,
     netlink: &Netlink,
+    chosen: Option<Chosen>,
 ) -> Result<(ConfigFile, Config), DaemonError> {
     let file = config::read(path)?;
-    let config = file.resolve(&host_facts(netlink).await?)?;
+    let facts = host_facts(netlink, file.underlay()).await?;
+    let config = file.resolve(&facts.with_chosen(chosen))?;
     Ok((file, config))
 }
 
@@ -197,7 +200,10 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
     let mut signals = Signals::new().map_err(DaemonError::Signals)?;
     // A start that is refused leaves nothing, not even a lock.
     let netlink = Netlink::new()?;
-    let (file, config) = load_config(&paths.config, &netlink).await?;
+    let store = Store::new(paths.state.clone());
+    // A state that can't be read is told of later, when it is needed.
+    let chosen = store.load_present().ok().and_then(|(it, _)| it.chosen);
+    let (file, config) = load_config(&paths.config, &netlink, chosen).await?;
     // Where it can't be asked, the host lacks more than that.
     let netkit = netlink.has_netkit().await.unwrap_or(false);
     let lacking = check_host(&config, netkit)?;
@@ -209,7 +215,6 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
     // Before the first look at the host, so that no change falls between the two.
     let invalidator = Invalidator::default();
     let news = watcher::spawn(invalidator.clone())?;
-    let store = Store::new(paths.state.clone());
     let mut node = Node::new(netlink, store, file, config, invalidator, netkit)?;
     node.refuse_obstacles().await?;
     for message in lacking {
@@ -320,7 +325,7 @@ async fn reload(node: &mut Node, paths: &Paths) {
     if let Ok(now) = NotifyState::monotonic_usec_now() {
         notify(&[NotifyState::Reloading, now]);
     }
-    let outcome = match load_config(&paths.config, node.netlink()).await {
+    let outcome = match load_config(&paths.config, node.netlink(), Some(node.chosen())).await {
         Ok((file, config)) => node.reconfigure(file, config).await,
         Err(error) => Err(error),
     };

@@ -17,11 +17,11 @@ use super::{
 };
 use crate::{
     coherence::{self, Cause, Scope, next_hop_has_moved},
-    config::{Config, ConfigFile},
+    config::{Chosen, Config, ConfigFile, HostFacts},
     container::devices::{self, HostDevice},
     datapath::{Datapath, PIN_ROOT},
     log,
-    netlink::{Mac, Netlink, NetlinkError, format_mac, host_facts},
+    netlink::{Mac, Netlink, NetlinkError, format_mac, underlay_facts},
     overlay::{
         names::{BRIDGE, VXLAN},
         reconcile::reconcile,
@@ -57,6 +57,8 @@ pub struct Node {
     pub(super) policy_tables: PolicyTables,
     /// Why the state on disk is not the present one.
     pub(super) unsaved: Option<String>,
+    /// The underlay device has lost this host's address.
+    pub(super) address_away: bool,
     /// The last failure of a reconciliation: said once, not every few seconds.
     last_failure: Option<String>,
 }
@@ -96,6 +98,7 @@ impl Node {
             fast_path_failure: None,
             policy_tables: PolicyTables::default(),
             unsaved: None,
+            address_away: false,
             last_failure: None,
         })
     }
@@ -104,6 +107,12 @@ impl Node {
     #[must_use]
     pub const fn netlink(&self) -> &Netlink {
         &self.netlink
+    }
+
+    /// The address that this host is at.
+    #[must_use]
+    pub fn chosen(&self) -> Chosen {
+        (&self.config.node).into()
     }
 
     /// One line for the log and the service manager.
@@ -149,7 +158,9 @@ impl Node {
         if self.state.tcp_be_liberal.is_none() {
             self.state.tcp_be_liberal = self.sysctls.tcp_be_liberal()?;
         }
+        self.state.chosen = Some(self.chosen());
         self.store.save(&self.state)?;
+        let _ = self.look_at_underlay().await?;
         // The file was changed while no daemon ran. It holds; what it strands is said.
         if let Err(reason) = self.check_addresses(&self.config) {
             error!("{reason}");
@@ -224,19 +235,19 @@ impl Node {
             return Ok(false);
         }
         let underlay = self.config.node.underlay_index;
-        let neighbours = self.netlink.neighbours().await?;
+        let neighbours = self.netlink.neighbours_of(underlay).await?;
         let present: Vec<Mac> = neighbours
             .iter()
-            .filter(|neighbour| neighbour.device == underlay)
             .filter_map(|neighbour| neighbour.mac)
             .collect();
         Ok(next_hop_has_moved(&learned, &present))
     }
 
     /// Takes over what the configuration leaves to the host where it has changed: the underlay
-    /// device's ifindex, MAC address and MTU, and its address if the present one is gone.
+    /// device's ifindex, MAC address and MTU. Not its address: that is what the peers know this host
+    /// by, and one that has gone is waited for.
     async fn follow_underlay(&mut self) -> Result<(), DaemonError> {
-        let facts = host_facts(&self.netlink).await?;
+        let facts = self.look_at_underlay().await?;
         let facts = facts.as_decided(&self.config.node);
         let config = self.file.resolve(&facts)?;
         if config == self.config {
@@ -269,6 +280,45 @@ impl Node {
             }
             Err(reason) => self.note_unsaved(&reason),
         }
+    }
+
+    async fn look_at_underlay(&mut self) -> Result<HostFacts, DaemonError> {
+        let facts = underlay_facts(&self.netlink, &self.config.node.underlay).await?;
+        if let Some(device) = facts.device(&self.config.node.underlay) {
+            self.note_address(device.has(self.config.node.address));
+        }
+        Ok(facts)
+    }
+
+    /// Says once that this host's address has gone, and that it has come back.
+    fn note_address(&mut self, present: bool) {
+        if self.address_away != present {
+            return;
+        }
+        self.address_away = !present;
+        match self.address_warning() {
+            Some(line) => error!("{line}"),
+            None => info!(
+                "{} has {} again, this host's address",
+                self.config.node.underlay, self.config.node.address
+            ),
+        }
+    }
+
+    /// What an operator has to know while this host's address is away.
+    pub(super) fn address_warning(&self) -> Option<String> {
+        let node = &self.config.node;
+        let remedy = if self.file.names_address() {
+            "add it to the device again, or change node.address and the peers' files"
+        } else {
+            "add it to the device again, or, if this host has moved, set node.address and change the peers' files"
+        };
+        self.address_away.then(|| {
+            format!(
+                "{} has lost {}, this host's address: nothing leaves by the tunnel until it is back; {remedy}",
+                node.underlay, node.address
+            )
+        })
     }
 
     /// Applies what the slow path lacks. Returns whether anything was done.
@@ -378,9 +428,6 @@ fn underlay_news(old: &Config, new: &Config) -> String {
             "{name} is at {}",
             format_mac(new.node.underlay_mac)
         ));
-    }
-    if old.node.address != new.node.address {
-        words.push(format!("this host is {}", new.node.address));
     }
     if old.overlay.mtu != new.overlay.mtu {
         words.push(format!("containers' MTU is {}", new.overlay.mtu));

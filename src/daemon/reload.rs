@@ -66,6 +66,15 @@ impl Node {
         self.refuse_taken(&config).await?;
         self.change_to(config, Cause::Reload, "").await?;
         self.file = file;
+        let chosen = Some(self.chosen());
+        if self.state.chosen != chosen {
+            // A file that names another one than was in force.
+            self.state.chosen = chosen;
+            self.address_away = false;
+            if let Err(reason) = self.store.save(&self.state) {
+                error!("note the address of this host: {reason}");
+            }
+        }
         Ok(())
     }
 
@@ -244,11 +253,13 @@ mod tests {
             mtu: 1500,
             mac: [2, 0, 0, 0, 0, 1],
             ipv4: vec!["192.168.50.11/24".parse().unwrap()],
+            ..DeviceFacts::default()
         };
         let facts = HostFacts {
             hostname: "alpha".into(),
             default_route_device: Some("eth1".into()),
             devices: vec![device],
+            chosen: None,
         };
         let file = parse(Path::new("config.toml"), text).unwrap();
         file.resolve(&facts).unwrap()

@@ -203,8 +203,11 @@ impl Node {
                 "container {name} is connected, but its namespace has lost its name ({reason}); `oncache container del {name}` works all the same"
             ))
         });
-        let unsaved = self.unsaved.iter().cloned();
-        let all = lacking.chain(failure).chain(unreachable).chain(unsaved);
-        all.collect()
+        lacking
+            .chain(failure)
+            .chain(self.address_warning())
+            .chain(unreachable)
+            .chain(self.unsaved.iter().cloned())
+            .collect()
     }
 }

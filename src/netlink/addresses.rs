@@ -25,15 +25,32 @@ pub struct Address {
 }
 
 impl Netlink {
-    /// All IPv4 addresses of the namespace.
+    /// All IPv4 addresses of the namespace. While others add and remove addresses faster than they
+    /// can be read, some that are just gone may be among them.
     ///
     /// # Errors
     /// [`NetlinkError`] when the table cannot be read.
     pub async fn addresses(&self) -> Result<Vec<Address>, NetlinkError> {
-        let mut request = AddressMessage::default();
-        request.header.family = AddressFamily::Inet;
-        let request = RouteNetlinkMessage::GetAddress(request);
-        self.dump("list addresses", request, parse).await
+        let key = |entry: &Address| (entry.device, entry.address);
+        let request = RouteNetlinkMessage::GetAddress(filter(0));
+        let gathered = self.gather("list addresses", request, parse, key).await?;
+        Ok(gathered.0)
+    }
+
+    /// The IPv4 addresses of one device, in the kernel's order; none where there is no such device.
+    /// What happens to other devices' addresses does not matter (net/ipv4/devinet.c,
+    /// `inet_dump_ifaddr`).
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the table cannot be read.
+    pub async fn addresses_of(&self, device: u32) -> Result<Vec<Address>, NetlinkError> {
+        let request = RouteNetlinkMessage::GetAddress(filter(device));
+        let ours = |entry| parse(entry).filter(|address| address.device == device);
+        match self.dump("list addresses", request, ours).await {
+            Err(error) if error.is_absent() => Ok(Vec::new()),
+            Err(error) => Err(error.on(&self.label(device).await)),
+            listed => listed,
+        }
     }
 
     /// Adds an address to a device; done as well if it is there already.
@@ -65,6 +82,14 @@ impl Netlink {
         )
         .await
     }
+}
+
+/// Asks for the addresses of one device, or of all (0).
+fn filter(device: u32) -> AddressMessage {
+    let mut request = AddressMessage::default();
+    request.header.family = AddressFamily::Inet;
+    request.header.index = device;
+    request
 }
 
 fn message(device: u32, address: Ipv4Net) -> AddressMessage {

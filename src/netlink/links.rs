@@ -129,17 +129,39 @@ pub struct PairEnd<'a> {
 }
 
 impl Netlink {
-    /// All devices of the namespace.
+    /// All devices of the namespace. Where others make and remove devices faster than they can be
+    /// listed, each that the list names has been there a moment ago.
     ///
     /// # Errors
     /// [`NetlinkError`] when the table cannot be read.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        self.dump(
-            "list devices",
-            RouteNetlinkMessage::GetLink(LinkMessage::default()),
-            parse,
-        )
-        .await
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let key = |link: &Link| link.index;
+        let (links, whole) = self.gather("list devices", request, parse, key).await?;
+        if whole {
+            return Ok(links);
+        }
+        let mut present = Vec::with_capacity(links.len());
+        for link in links {
+            present.extend(self.link(link.index).await?);
+        }
+        Ok(present)
+    }
+
+    /// The device with this interface index, if there is one.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the table cannot be read.
+    pub async fn link(&self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        let operation = format_args!("look up device #{index}");
+        let request = RouteNetlinkMessage::GetLink(request);
+        match self.get(operation, request).await {
+            Ok(entry) => Ok(parse(entry)),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The device with this name, if there is one.
@@ -417,13 +439,7 @@ impl Netlink {
 
     /// The name of a device for messages; its index if it has gone.
     pub(super) async fn label(&self, device: u32) -> String {
-        let mut request = LinkMessage::default();
-        request.header.index = device;
-        let operation = format_args!("look up device #{device}");
-        let entry = self
-            .get(operation, RouteNetlinkMessage::GetLink(request))
-            .await;
-        let link = entry.ok().and_then(parse);
+        let link = self.link(device).await.ok().flatten();
         link.map_or_else(|| format!("#{device}"), |link| link.name)
     }
 

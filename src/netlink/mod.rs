@@ -19,7 +19,7 @@ mod qdiscs;
 mod routes;
 mod watch;
 
-use std::fmt::Display;
+use std::{collections::BTreeMap, fmt::Display};
 
 use futures_util::StreamExt;
 use netlink_packet_core::{
@@ -32,7 +32,7 @@ pub use addresses::Address;
 pub use bridge_ports::{BridgeEntry, PortSettings};
 pub use conntrack::forget_connections;
 pub use errors::NetlinkError;
-pub use facts::host_facts;
+pub use facts::{host_facts, underlay_facts};
 pub use generation::ruleset_generation;
 pub use holders::{RouteHolder, VxlanHolder};
 pub use links::{Link, PairEnd, PairKind, VxlanParameters};
@@ -45,6 +45,17 @@ pub type Mac = [u8; 6];
 
 /// How often a dump is begun again because the table changed under it.
 const DUMP_ATTEMPTS: usize = 8;
+
+/// What the kernel writes in one go at least: a page less `struct skb_shared_info`
+/// (include/linux/netlink.h, `NLMSG_GOODSIZE`), and less an entry that did not fit any more.
+const ONE_GO: usize = 2048;
+
+/// What one attempt to read a table has brought.
+struct Reading<T> {
+    entries: Vec<T>,
+    /// The entries are one consistent state of the table.
+    whole: bool,
+}
 
 /// A connection to the kernel's rtnetlink, bound to one network namespace.
 ///
@@ -163,7 +174,9 @@ impl Netlink {
     /// in the kernel's form, which is several times as large.
     ///
     /// The kernel marks a dump that is not one consistent state (include/net/netlink.h,
-    /// `nl_dump_check_consistent`); such a dump may lack entries that were there all the time.
+    /// `nl_dump_check_consistent`); such a dump may lack entries that were there all the time. It
+    /// marks it for changes of others' entries, too: what anybody may change at any rate is read by
+    /// [`Netlink::gather`], or by a request for ours alone.
     async fn dump<T>(
         &self,
         operation: &str,
@@ -171,8 +184,9 @@ impl Netlink {
         parse: impl Fn(RouteNetlinkMessage) -> Option<T>,
     ) -> Result<Vec<T>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
-            if let Some(entries) = self.dump_once(operation, message.clone(), &parse).await? {
-                return Ok(entries);
+            let reading = self.dump_once(operation, message.clone(), &parse).await?;
+            if reading.whole {
+                return Ok(reading.entries);
             }
         }
         Err(NetlinkError::Interrupted {
@@ -181,13 +195,38 @@ impl Netlink {
         })
     }
 
-    /// One attempt of [`Netlink::dump`]: `None` when it was interrupted.
+    /// As [`Netlink::dump`] of a table that others may change faster than it can be read: then all
+    /// that any attempt has brought, each entry, by its `key`, as it was last seen. The second half
+    /// of the answer says whether it is one state of the table; if not, it may name what has gone.
+    async fn gather<T, K: Ord>(
+        &self,
+        operation: &str,
+        message: RouteNetlinkMessage,
+        parse: impl Fn(RouteNetlinkMessage) -> Option<T>,
+        key: impl Fn(&T) -> K,
+    ) -> Result<(Vec<T>, bool), NetlinkError> {
+        let mut seen = BTreeMap::new();
+        for _ in 0..DUMP_ATTEMPTS {
+            let reading = self.dump_once(operation, message.clone(), &parse).await?;
+            if reading.whole {
+                return Ok((reading.entries, true));
+            }
+            seen.extend(
+                reading
+                    .entries
+                    .into_iter()
+                    .map(|entry| (key(&entry), entry)),
+            );
+        }
+        Ok((seen.into_values().collect(), false))
+    }
+
     async fn dump_once<T>(
         &self,
         operation: &str,
         message: RouteNetlinkMessage,
         parse: impl Fn(RouteNetlinkMessage) -> Option<T>,
-    ) -> Result<Option<Vec<T>>, NetlinkError> {
+    ) -> Result<Reading<T>, NetlinkError> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let mut answers = self
@@ -197,12 +236,21 @@ impl Netlink {
             .map_err(|_| NetlinkError::closed(operation))?;
         let mut entries = Vec::new();
         let mut consistent = true;
+        let mut length = 0;
         while let Some(answer) = answers.next().await {
-            consistent &= answer.header.flags & NLM_F_DUMP_INTR == 0;
+            let marked = answer.header.flags & NLM_F_DUMP_INTR != 0;
             match answer.payload {
-                NetlinkPayload::InnerMessage(entry) => entries.extend(parse(entry)),
+                NetlinkPayload::InnerMessage(entry) => {
+                    consistent &= !marked;
+                    length += answer.header.length as usize;
+                    entries.extend(parse(entry));
+                }
                 NetlinkPayload::Done(end) if end.code == 0 => {
-                    return Ok(consistent.then_some(entries));
+                    // The end comes by another call than the last entry (net/netlink/af_netlink.c,
+                    // `netlink_dump`), and is marked if anybody changed anything between the two:
+                    // nothing to those that were all written in one go.
+                    let whole = consistent && (!marked || length <= ONE_GO);
+                    return Ok(Reading { entries, whole });
                 }
                 NetlinkPayload::Done(end) => {
                     return Err(NetlinkError::Refused {
@@ -215,7 +263,10 @@ impl Netlink {
                     return Err(NetlinkError::refused(operation, &verdict));
                 }
                 // Messages were lost: the rest of this dump cannot be trusted.
-                NetlinkPayload::Overrun(_) => return Ok(None),
+                NetlinkPayload::Overrun(_) => {
+                    let whole = false;
+                    return Ok(Reading { entries, whole });
+                }
                 _ => {}
             }
         }

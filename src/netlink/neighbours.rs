@@ -55,6 +55,17 @@ impl Netlink {
         self.dump("list neighbours", request, parse_neighbour).await
     }
 
+    /// As [`Netlink::neighbours`], of one device.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the table cannot be read.
+    pub async fn neighbours_of(&self, device: u32) -> Result<Vec<Neighbour>, NetlinkError> {
+        let request = RouteNetlinkMessage::GetNeighbour(filter(AddressFamily::Inet, device));
+        let ours = |entry| parse_neighbour(entry).filter(|entry| entry.device == device);
+        let listed = self.dump("list neighbours", request, ours).await;
+        none_where_absent(listed)
+    }
+
     /// Makes a neighbour permanent with the given link-layer address, whatever it was before.
     ///
     /// # Errors
@@ -100,8 +111,7 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError`] when the table cannot be read.
     pub async fn proxy_neighbours(&self, device: u32) -> Result<Vec<Ipv4Addr>, NetlinkError> {
-        let mut request = NeighbourMessage::default();
-        request.header.family = AddressFamily::Inet;
+        let mut request = filter(AddressFamily::Inet, device);
         // The proxies are another table behind the same request (net/core/neighbour.c,
         // `neigh_dump_info`).
         request.header.flags = NeighbourFlags::Proxy;
@@ -115,7 +125,7 @@ impl Netlink {
             _ => None,
         };
         let request = RouteNetlinkMessage::GetNeighbour(request);
-        self.dump("list proxy neighbours", request, ours).await
+        none_where_absent(self.dump("list proxy neighbours", request, ours).await)
     }
 
     /// Makes a device answer ARP requests for an address that is elsewhere.
@@ -160,13 +170,9 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError`] when the table cannot be read.
     pub async fn fdb(&self, device: u32) -> Result<Vec<FdbEntry>, NetlinkError> {
-        let mut request = NeighbourMessage::default();
-        request.header.family = AddressFamily::Bridge;
-        let request = RouteNetlinkMessage::GetNeighbour(request);
-        self.dump("list forwarding entries", request, |entry| {
-            parse_fdb(entry).filter(|entry| entry.device == device)
-        })
-        .await
+        let request = RouteNetlinkMessage::GetNeighbour(filter(AddressFamily::Bridge, device));
+        let ours = |entry| parse_fdb(entry).filter(|entry| entry.device == device);
+        none_where_absent(self.dump("list forwarding entries", request, ours).await)
     }
 
     /// Makes a VXLAN device send what is for `mac` to `host`, whatever it did before.
@@ -209,6 +215,23 @@ impl Netlink {
             0,
         )
         .await
+    }
+}
+
+/// Asks for the entries of one device: by an attribute, since the header's own field is refused
+/// (net/core/neighbour.c, `neigh_valid_dump_req`; net/core/rtnetlink.c, `valid_fdb_dump_strict`).
+fn filter(family: AddressFamily, device: u32) -> NeighbourMessage {
+    let mut request = NeighbourMessage::default();
+    request.header.family = family;
+    request.attributes = vec![NeighbourAttribute::IfIndex(device)];
+    request
+}
+
+/// A device that has gone has no entries.
+fn none_where_absent<T>(listed: Result<Vec<T>, NetlinkError>) -> Result<Vec<T>, NetlinkError> {
+    match listed {
+        Err(error) if error.is_absent() => Ok(Vec::new()),
+        listed => listed,
     }
 }
 

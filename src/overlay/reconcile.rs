@@ -154,11 +154,9 @@ pub async fn observe(
         .collect();
     if let Some(device) = bridge_index {
         observed.proxies = netlink.proxy_neighbours(device).await?;
-        let addresses = netlink.addresses().await?;
-        let ours = addresses
+        let addresses = netlink.addresses_of(device).await?;
+        observed.addresses = addresses
             .iter()
-            .filter(|entry| Some(entry.device) == bridge_index);
-        observed.addresses = ours
             .map(|entry| ObservedAddress {
                 address: entry.address,
                 secondary: entry.secondary,
@@ -166,9 +164,9 @@ pub async fn observe(
             .collect();
     }
     if let Some(device) = vxlan_index {
-        let neighbours = netlink.neighbours().await?;
-        let ours = neighbours.iter().filter(|entry| entry.device == device);
-        observed.neighbours = ours
+        let neighbours = netlink.neighbours_of(device).await?;
+        observed.neighbours = neighbours
+            .iter()
             .map(|entry| ObservedNeighbour {
                 address: entry.address,
                 mac: entry.mac,

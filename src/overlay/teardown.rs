@@ -84,12 +84,9 @@ async fn remove(netlink: &Netlink, device: Device, index: u32) -> Vec<NetlinkErr
         Err(error) => errors.push(error),
     }
     if device == Device::Vxlan {
-        match netlink.neighbours().await {
+        match netlink.neighbours_of(index).await {
             Ok(all) => {
-                for entry in all
-                    .iter()
-                    .filter(|entry| entry.device == index && entry.permanent)
-                {
+                for entry in all.iter().filter(|entry| entry.permanent) {
                     let deleted = netlink.delete_neighbour(index, entry.address).await;
                     errors.extend(absent_is_done(deleted).err());
                 }

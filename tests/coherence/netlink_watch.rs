@@ -149,7 +149,7 @@ fn facts_name_the_default_routes_device_and_every_address() {
          ip route add default via 10.1.0.8 table 99",
     );
     namespace.block_on(|| async {
-        let facts = host_facts(&Netlink::new().expect("netlink"))
+        let facts = host_facts(&Netlink::new().expect("netlink"), None)
             .await
             .expect("facts");
         assert_eq!(facts.default_route_device.as_deref(), Some("eth0"));

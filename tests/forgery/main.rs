@@ -5,7 +5,7 @@
 #[path = "../cached_flow/mod.rs"]
 mod cached_flow;
 #[allow(dead_code, reason = "not every test needs everything")]
-#[path = "../differential/inject.rs"]
+#[path = "../data_path/differential/inject.rs"]
 mod inject;
 #[path = "../lab/mod.rs"]
 mod lab;
