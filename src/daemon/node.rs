@@ -24,6 +24,7 @@ use crate::{
     netlink::{Mac, Netlink, NetlinkError, format_mac, underlay_facts},
     overlay::{
         names::{BRIDGE, VXLAN},
+        network_route,
         reconcile::reconcile,
         sysctl::Sysctls,
     },
@@ -59,6 +60,8 @@ pub struct Node {
     pub(super) unsaved: Option<String>,
     /// The underlay device has lost this host's address.
     pub(super) address_away: bool,
+    /// Somebody else's route for the overlay's network, in a line.
+    pub(super) network_route_taken: Option<String>,
     /// The last failure of a reconciliation: said once, not every few seconds.
     last_failure: Option<String>,
 }
@@ -99,6 +102,7 @@ impl Node {
             policy_tables: PolicyTables::default(),
             unsaved: None,
             address_away: false,
+            network_route_taken: None,
             last_failure: None,
         })
     }
@@ -347,11 +351,28 @@ impl Node {
         {
             info!("and {more} more changes to the overlay; log.level = \"debug\" shows them all");
         }
+        let route = self.keep_network_route().await;
         self.invalidator.set_scope(self.scope().await?);
         match failure {
             Some(failure) => Err(failure.into()),
-            None => Ok(!done.is_empty()),
+            None => Ok(route? | !done.is_empty()),
         }
+    }
+
+    /// Keeps what is for nobody from leaving by the default route. Returns whether anything was done.
+    async fn keep_network_route(&mut self) -> Result<bool, DaemonError> {
+        let wanted = network_route::wanted(&self.config.overlay);
+        let kept = network_route::keep(&self.netlink, wanted).await?;
+        for line in &kept.done {
+            info!("{line}");
+        }
+        if let Some(line) = kept.taken.as_ref()
+            && kept.taken != self.network_route_taken
+        {
+            warn!("{line}");
+        }
+        self.network_route_taken = kept.taken;
+        Ok(!kept.done.is_empty())
     }
 
     /// Whether an address has come from elsewhere.

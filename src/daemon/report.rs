@@ -206,6 +206,7 @@ impl Node {
         lacking
             .chain(failure)
             .chain(self.address_warning())
+            .chain(self.network_route_taken.clone())
             .chain(unreachable)
             .chain(self.unsaved.iter().cloned())
             .collect()

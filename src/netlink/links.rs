@@ -438,7 +438,7 @@ impl Netlink {
     }
 
     /// The name of a device for messages; its index if it has gone.
-    pub(super) async fn label(&self, device: u32) -> String {
+    pub(crate) async fn label(&self, device: u32) -> String {
         let link = self.link(device).await.ok().flatten();
         link.map_or_else(|| format!("#{device}"), |link| link.name)
     }

@@ -100,6 +100,58 @@ impl Netlink {
             .await
     }
 
+    /// The destinations of `protocol`'s unreachable routes in the main table, without a metric.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the table cannot be read.
+    pub async fn unreachable_routes(&self, protocol: u8) -> Result<Vec<Ipv4Net>, NetlinkError> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet;
+        request.header.table = RouteHeader::RT_TABLE_MAIN;
+        request.header.protocol = protocol.into();
+        request.header.kind = RouteType::Unreachable;
+        let request = RouteNetlinkMessage::GetRoute(request);
+        self.dump("list unreachable routes", request, |entry| {
+            parse_unreachable(entry, protocol)
+        })
+        .await
+    }
+
+    /// Has the main table refuse packets for `destination` with ICMP's "host unreachable" where no more
+    /// specific route takes them; refused with `EEXIST` if it has a route for it without a metric.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the route.
+    pub async fn add_unreachable(
+        &self,
+        destination: Ipv4Net,
+        protocol: u8,
+    ) -> Result<(), NetlinkError> {
+        self.change(
+            format_args!("add route unreachable {destination}"),
+            RouteNetlinkMessage::NewRoute(unreachable(destination, protocol)),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+        .await
+    }
+
+    /// Undoes [`Netlink::add_unreachable`].
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the route; [`NetlinkError::is_absent`] if it was not there.
+    pub async fn delete_unreachable(
+        &self,
+        destination: Ipv4Net,
+        protocol: u8,
+    ) -> Result<(), NetlinkError> {
+        self.change(
+            format_args!("delete route unreachable {destination}"),
+            RouteNetlinkMessage::DelRoute(unreachable(destination, protocol)),
+            0,
+        )
+        .await
+    }
+
     /// Adds a route; refused with `EEXIST` if there is one to the same destination with the same
     /// metric.
     ///
@@ -151,6 +203,40 @@ impl Netlink {
         )
         .await
     }
+}
+
+fn unreachable(destination: Ipv4Net, protocol: u8) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = destination.prefix_len();
+    message.header.protocol = protocol.into();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unreachable;
+    let network = RouteAddress::Inet(destination.network());
+    message.attributes = vec![RouteAttribute::Destination(network)];
+    message
+}
+
+fn parse_unreachable(entry: RouteNetlinkMessage, protocol: u8) -> Option<Ipv4Net> {
+    let RouteNetlinkMessage::NewRoute(message) = entry else {
+        return None;
+    };
+    let header = &message.header;
+    let ours = header.kind == RouteType::Unreachable
+        && header.table == RouteHeader::RT_TABLE_MAIN
+        && header.protocol == protocol.into();
+    let attributes = &message.attributes;
+    let has_metric = |it: &RouteAttribute| matches!(it, RouteAttribute::Priority(1..));
+    if !ours || attributes.iter().any(has_metric) {
+        return None;
+    }
+    attributes.iter().find_map(|it| match it {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+            Ipv4Net::new(*address, header.destination_prefix_length).ok()
+        }
+        _ => None,
+    })
 }
 
 fn message(route: &Route) -> RouteMessage {

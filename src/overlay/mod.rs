@@ -6,6 +6,7 @@
 pub mod conflicts;
 pub mod diff;
 pub mod names;
+pub mod network_route;
 pub mod nftables;
 pub mod reconcile;
 pub mod refused;

@@ -5,7 +5,7 @@ use std::fmt;
 use super::{
     conflicts::whose,
     names::Device,
-    nftables,
+    network_route, nftables,
     reconcile::{OverlayError, absent_is_done, one_line},
     sysctl::{Sysctls, TCP_BE_LIBERAL},
 };
@@ -40,6 +40,8 @@ pub async fn teardown(
         errors.extend(restore(sysctls, value).err());
     }
     errors.extend(nftables::remove_table().await.err().map(OverlayError::from));
+    let route = network_route::remove(netlink).await;
+    errors.extend(route.err().map(OverlayError::from));
     match netlink.links().await {
         Ok(links) => {
             for device in [Device::Vxlan, Device::Room, Device::Bridge] {
