@@ -5,7 +5,7 @@ use oncache_abi::{
     cache::HEADER_LEN,
     entry::LocalEnd,
     flow::FlowKey,
-    headers::{ETH_LEN, ETHERTYPE_IPV4, IPV4_LEN, OVERHEAD, UDP, decapsulated_tos},
+    headers::{ETH_LEN, ETHERTYPE_IPV4, IPV4_LEN, OVERHEAD, TCP, UDP, decapsulated_tos},
     mark::INGRESS_MISS,
     reason::{Program, Reason},
 };
@@ -97,6 +97,11 @@ fn carried(skb: &Skb, outer: Outer) -> Result<i32, Reason> {
     }
     let epoch = settings().ok_or(Reason::HelperFailed)?.epoch;
     let local = cached(outer, &inner.key_to_local(), inner.has_payload(), epoch)?;
+    // After the caches: what misses there is marked, so that the slow path, which verifies, teaches that
+    // the flow goes this way too, and what is sent the other way is fast.
+    if outer.checksum() != 0 && !is_taken_as_right(skb, &inner) {
+        return Err(Reason::OuterChecksum);
+    }
     deliver(skb, &inner, tos, local)
 }
 
@@ -108,9 +113,6 @@ fn check_outer(skb: &Skb, outer: Outer) -> Result<(), Reason> {
     // A packet for another host that came by our MAC address is routed on, not decapsulated.
     if !skb.is_to_host() || outer.destination() != host {
         return Err(Reason::NotOverlay);
-    }
-    if outer.checksum() != 0 {
-        return Err(Reason::OuterChecksum);
     }
     if outer.vni() != vni {
         return Err(Reason::OtherVni);
@@ -124,6 +126,15 @@ fn check_outer(skb: &Skb, outer: Outer) -> Result<(), Reason> {
         return Err(Reason::NotIpv4);
     }
     Ok(())
+}
+
+/// Whether the kernel would take the outer UDP checksum as right without looking at it
+/// (include/linux/skbuff.h, `skb_csum_unnecessary`): the device or GRO has verified it, or it is of an
+/// aggregate that some sender here leaves to be summed (`CHECKSUM_PARTIAL`).
+#[inline(always)]
+fn is_taken_as_right(skb: &Skb, inner: &Inner) -> bool {
+    skb.is_checksum_verified()
+        || skb.gso_size() != 0 && inner.protocol == TCP && skb.is_checksum_pending()
 }
 
 /// The flow allowed both ways, the container known, and the sender the host that answers would go to.

@@ -1,8 +1,10 @@
 //! Access to a packet: the `__sk_buff` fields and bounds-checked header reads.
 
 use aya_ebpf::{
-    bindings::__sk_buff,
-    helpers::{bpf_skb_adjust_room, bpf_skb_pull_data},
+    bindings::{
+        __sk_buff, BPF_CSUM_LEVEL_INC, BPF_CSUM_LEVEL_QUERY, BPF_CSUM_LEVEL_RESET,
+    },
+    helpers::{bpf_csum_level, bpf_csum_update, bpf_skb_adjust_room, bpf_skb_pull_data},
 };
 use oncache_abi::{mark::MarkField, reason::Reason};
 
@@ -128,6 +130,39 @@ impl Skb {
             // SAFETY: the context is the program's own.
             unsafe { bpf_skb_pull_data(self.raw, wanted) };
         }
+    }
+
+    /// Whether the packet's first checksum has been verified (`CHECKSUM_UNNECESSARY`): of UDP that has
+    /// one, it is that of the outermost header.
+    #[inline(always)]
+    pub fn is_checksum_verified(&self) -> bool {
+        self.checksum_level(BPF_CSUM_LEVEL_QUERY) >= 0
+    }
+
+    /// Whether a checksum within the packet is yet to be computed (`CHECKSUM_PARTIAL`), of one that
+    /// [`Self::is_checksum_verified`] is not true of. No helper tells, but each of the two other states is
+    /// told by what a helper does to it and to no other; both are left as they were.
+    #[inline(always)]
+    pub fn is_checksum_pending(&self) -> bool {
+        // SAFETY: the context is the program's own. Nothing is added to a sum of the whole packet
+        // (`CHECKSUM_COMPLETE`), and there is an error where there is none.
+        if unsafe { bpf_csum_update(self.raw, 0) } >= 0 {
+            return false;
+        }
+        // Of the two that are left this makes `CHECKSUM_NONE` a verified one (include/linux/skbuff.h,
+        // `__skb_incr_checksum_unnecessary`).
+        self.checksum_level(BPF_CSUM_LEVEL_INC);
+        if !self.is_checksum_verified() {
+            return true;
+        }
+        self.checksum_level(BPF_CSUM_LEVEL_RESET);
+        false
+    }
+
+    #[inline(always)]
+    fn checksum_level(&self, what: u32) -> i64 {
+        // SAFETY: the context is the program's own.
+        unsafe { bpf_csum_level(self.raw, u64::from(what)) }
     }
 
     /// Inserts or removes bytes behind the Ethernet header. Pointers got before are void after.

@@ -114,7 +114,7 @@ reasons! {
     HostUnlearned = "host-unlearned",
     /// the remote container is not behind the host that sent the packet
     WrongHost = "wrong-host",
-    /// outer UDP checksum present: the kernel must verify it
+    /// outer UDP checksum present and not verified yet: the kernel must do it
     OuterChecksum = "outer-checksum",
     /// congestion marked on the outer header of a packet without ECN inside
     OuterCongestion = "outer-congestion",

@@ -65,6 +65,13 @@ fn foreign() -> Vec<Case> {
         bytes("other VNI by its highest byte", VXLAN + 4, &[1], OtherVni),
         bytes("reserved byte behind the VNI", VXLAN + 7, &[1], OtherVni),
         bytes("outer UDP checksum", UDP + 6, &[0xbe, 0xef], OuterChecksum),
+        // Neither verified by anybody, nor left to anybody to be computed.
+        case(
+            "outer UDP checksum of an aggregate",
+            arriving_tcp(DATA, 2000).bytes(UDP + 6, &[0xbe, 0xef]),
+        )
+        .aggregate(1000)
+        .refused(OuterChecksum),
         case("congested on the way", outer(|ip| ip[1] = 3)).refused(OuterCongestion),
         case("from a host that is no peer", outer(|ip| ip[15] = 99)).refused(NotPeer),
         case("from ourselves", outer(|ip| ip[15] = 11)).refused(NotPeer),
