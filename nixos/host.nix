@@ -28,6 +28,7 @@ rec {
     "nf_tables"
     "nft_chain_nat"
     "nft_ct"
+    "nft_fib_inet"
     "nft_masq"
     "nft_meta_bridge"
     "sch_ingress"

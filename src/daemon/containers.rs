@@ -412,12 +412,11 @@ impl Node {
             changed = true;
         }
         changed |= self.guard_sources().await?;
-        changed |= self.mend_ports().await?;
         // A container that sets its own device down or up is nobody else's concern: its entry goes or
         // comes, and no rule has changed.
         let its_own = self.silent != silent;
         self.silent = silent;
-        let told = self.sync_containers()?;
+        let told = self.sync_containers()? | self.mend_ports().await?;
         changed |= told && !its_own;
         Ok(changed)
     }

@@ -57,9 +57,14 @@ impl Node {
             .collect();
         let mut changed = false;
         for (name, container) in &self.state.containers {
+            // Of one that is down inside the host asks, and tells senders that there is nobody; no other
+            // container can answer for it.
+            if self.silent.contains(name) || !self.devices.contains_key(name) {
+                continue;
+            }
             let known = permanent.remove(&container.ip).flatten();
             let mac = container_mac(container.ip);
-            if known == Some(mac) || !self.devices.contains_key(name) {
+            if known == Some(mac) {
                 continue;
             }
             self.netlink
