@@ -16,6 +16,7 @@ fn link(name: &str, kind: &str, mac: Mac) -> Link {
         forwarding: false,
         controller: None,
         kind: Some(kind.into()),
+        port: None,
         far_namespace: None,
         alias: None,
         vxlan: None,
