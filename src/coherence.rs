@@ -5,6 +5,7 @@
 //! mark and is not learned from; one that missed after it went by the new rules.
 
 mod cause;
+pub mod hindrance;
 mod response;
 
 use std::time::Duration;

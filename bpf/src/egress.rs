@@ -94,6 +94,9 @@ fn missed(skb: &Skb, inner: &Inner, reason: Reason, epoch: u32) -> Reason {
         return reason;
     }
     if reason.is_miss() {
+        if local.withheld != 0 {
+            return Reason::Withheld;
+        }
         skb.mark_missed(EGRESS_MISS, epoch);
     }
     reason

@@ -50,8 +50,10 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     if inner.destination() & netmask != network {
         return Err(Some(Reason::OutsideNetwork));
     }
-    if INGRESS.get_ptr(&inner.source()).is_none() {
-        return Err(Some(Reason::NoContainer));
+    // SAFETY: INGRESS has BPF_F_NO_PREALLOC: an element stays its key's until this program is done.
+    let local = unsafe { INGRESS.get(&inner.source()) }.ok_or(Reason::NoContainer)?;
+    if local.withheld != 0 {
+        return Err(Some(Reason::Withheld));
     }
     let host = outer.destination();
     learn_headers(skb, host, epoch)?;

@@ -60,11 +60,15 @@ fn refused(skb: &Skb, source: u32, reason: Reason) -> Result<Reason, Reason> {
     if reason == Reason::TcpState {
         return Err(reason);
     }
-    if INGRESS.get_ptr(&inner.destination()).is_none() {
+    // SAFETY: INGRESS has BPF_F_NO_PREALLOC: an element stays its key's until this program is done.
+    let Some(local) = (unsafe { INGRESS.get(&inner.destination()) }) else {
         return Err(Reason::NoContainer);
-    }
+    };
     if !reason.is_miss() {
         return Err(reason);
+    }
+    if local.withheld != 0 {
+        return Err(Reason::Withheld);
     }
     // The epoch in force before the packet enters the slow path, which is what counts.
     let epoch = settings().ok_or(Reason::HelperFailed)?.epoch;

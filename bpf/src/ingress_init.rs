@@ -54,6 +54,9 @@ fn learn_macs(skb: &Skb, local: *mut LocalContainer, epoch: u32) -> Result<[u8; 
         if (*local).ifindex != skb.ifindex() {
             return Err(Reason::SourceMismatch);
         }
+        if (*local).withheld != 0 {
+            return Err(Reason::Withheld);
+        }
         let learned = MacWord::new(destination, epoch);
         let source = MacWord::new(source, epoch);
         if (*local).destination != learned || (*local).source != source {

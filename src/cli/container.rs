@@ -110,6 +110,13 @@ impl Container {
 
 /// Containers as a table.
 pub fn listing(containers: Vec<ContainerInfo>) -> String {
+    let hindered: String = containers
+        .iter()
+        .flat_map(|container| {
+            let reasons = container.not_carried.iter();
+            reasons.map(|reason| format!("\n{}: not carried: {reason}", container.name))
+        })
+        .collect();
     let rows = containers.into_iter().map(|container| {
         [
             container.name,
@@ -119,9 +126,10 @@ pub fn listing(containers: Vec<ContainerInfo>) -> String {
             container.netns.display().to_string(),
         ]
     });
-    table(
+    let listed = table(
         ["CONTAINER", "ADDRESS", "DEVICE", "INSIDE", "NAMESPACE"],
         rows,
         &[],
-    )
+    );
+    listed + &hindered
 }

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::{
     control,
-    control::client::Client,
+    control::{api::NotCarried, client::Client},
     daemon, memory,
     shown::{LINE, VALUE, cut, cut_words},
 };
@@ -151,6 +151,19 @@ fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 }
 
 /// Prints text to standard output. A reader that has gone (`| head`) is no failure.
+/// What is in the way of the fast path, one line each.
+fn hindrances(all: &[NotCarried]) -> String {
+    let lines = all.iter().map(|it| {
+        let NotCarried {
+            device,
+            reason,
+            flows,
+        } = it;
+        format!("{device}: {reason}: not carried ({flows})\n")
+    });
+    lines.collect()
+}
+
 fn print(text: &str) -> anyhow::Result<()> {
     use std::io::{ErrorKind, Write as _};
     match writeln!(std::io::stdout(), "{}", text.trim_end()) {

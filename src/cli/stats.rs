@@ -54,6 +54,9 @@ impl Stats {
                 stats.spoofed,
             ))?;
         }
+        if !stats.not_carried.is_empty() {
+            print(&format!("\n{}", super::hindrances(&stats.not_carried)))?;
+        }
         let flows = stats.flows;
         print(&format!(
             "\nflows: {} entered, {} taken out, {} there, {} evicted for want of room",

@@ -37,6 +37,9 @@ impl Status {
             Some(cache) => print_cache(cache)?,
             None => print("fast path off")?,
         }
+        if !status.not_carried.is_empty() {
+            print(&super::hindrances(&status.not_carried))?;
+        }
         for warning in &status.warnings {
             print(&format!("warning: {warning}"))?;
         }
@@ -62,12 +65,16 @@ impl Status {
 
 fn print_cache(cache: &CacheStatus) -> anyhow::Result<()> {
     print(&format!(
-        "fast path on ({}): hit ratio {} out, {} in; epoch {}, lease {} ms",
+        "fast path on ({}): hit ratio {} out, {} in; epoch {}, lease {} ms{}",
         cache.attach,
         percent(cache.hit_ratio.egress),
         percent(cache.hit_ratio.ingress),
         cache.epoch,
         cache.lease_ms,
+        cache
+            .lease_bound
+            .as_ref()
+            .map_or_else(String::new, |bound| format!(", half of {bound}")),
     ))?;
     print(&format!(
         "caches: {} of {} flows, {} remote containers, {} hosts, {} local containers",

@@ -52,6 +52,12 @@ causes! {
     NextHopMoved = "next-hop",
     /// a neighbour or forwarding entry of the VXLAN device changed
     VxlanTable = "vxlan-table",
+    /// a qdisc, filter or program on a device that packets pass came, changed or went
+    TrafficControl = "traffic-control",
+    /// an IPsec policy came, changed or went
+    Ipsec = "ipsec",
+    /// the lease is shorter
+    Lease = "lease",
     /// notifications were lost
     Overrun = "overrun",
     /// the overlay was mended
@@ -72,6 +78,15 @@ causes! {
     Configuration = "configuration",
     /// the caches were flushed
     Flush = "flush",
+}
+
+impl Cause {
+    /// Whether nothing may be learned until the node has looked what has come: what a packet has passed once
+    /// may stop the next.
+    #[must_use]
+    pub const fn holds(self) -> bool {
+        matches!(self, Self::TrafficControl | Self::Ipsec | Self::Overrun)
+    }
 }
 
 impl fmt::Display for Cause {

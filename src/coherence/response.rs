@@ -5,7 +5,10 @@ use std::{collections::HashMap, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 
 use super::Cause;
-use crate::netlink::{Event, LinkState, Mac, format_mac};
+use crate::{
+    datapath::attach::CLSACT_PRIORITY,
+    netlink::{Event, Hanging, LinkState, Mac, format_mac},
+};
 
 /// What a notification asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub struct Scope {
     pub bridge: Device,
     /// The VXLAN device.
     pub vxlan: Device,
+    /// The containers' host-side devices, by index.
+    pub containers: HashMap<u32, String>,
     /// The other hosts' underlay addresses.
     pub peers: Vec<Ipv4Addr>,
     /// This host's underlay address and the network of all containers.
@@ -53,6 +58,12 @@ impl Scope {
         let ours = [&self.underlay, &self.bridge, &self.vxlan];
         let found = ours.into_iter().find(|device| device.index == index)?;
         (index != 0).then_some(&found.name)
+    }
+
+    /// The name of the device, if it is any that packets of the overlay pass.
+    fn passed(&self, index: u32) -> Option<&str> {
+        let container = || self.containers.get(&index).map(String::as_str);
+        self.device(index).or_else(container)
     }
 
     /// Whether a route to `destination` can change where packets of the overlay go, or whether they
@@ -98,6 +109,8 @@ impl Memory {
             // The lost ones may have been of any kind.
             Event::Overrun => invalidate(Cause::Overrun, String::new()),
             // Which packets a rule is for is not looked at: there are few, and they seldom change.
+            Event::TrafficControl { device, what } => traffic_control(*device, *what, scope),
+            Event::Ipsec => invalidate(Cause::Ipsec, String::new()),
             Event::RoutingRule => invalidate(Cause::RoutingRule, String::new()),
             Event::NextHop => invalidate(Cause::Route, "a next hop object".to_owned()),
             Event::Route { destination } if scope.is_reached_by(destination) => {
@@ -188,6 +201,23 @@ impl Memory {
     }
 }
 
+fn traffic_control(device: Option<u32>, what: Hanging, scope: &Scope) -> Response {
+    let named = match device {
+        Some(device) => scope.passed(device),
+        None => Some("a block of filters that devices share"),
+    };
+    match (named, what) {
+        (None, _) => Response::Ignore,
+        // Ours, which is put there again at each comparison.
+        (_, Hanging::Program(CLSACT_PRIORITY)) => Response::Ignore,
+        (_, Hanging::Harmless) => Response::Reconcile,
+        (Some(name), Hanging::Came | Hanging::Program(_)) => Response::Invalidate {
+            cause: Cause::TrafficControl,
+            object: name.to_owned(),
+        },
+    }
+}
+
 /// What of a device is not what it was; everything, if that is not known.
 fn differences(before: Option<LinkState>, now: LinkState) -> String {
     let other = |differs: fn(&LinkState, &LinkState) -> bool| {
@@ -227,6 +257,7 @@ mod tests {
             underlay: device(7, "eth1"),
             bridge: device(8, "oncache0"),
             vxlan: device(9, "oncache-vx0"),
+            containers: HashMap::from([(10, "onc-web".to_owned())]),
             peers: vec![Ipv4Addr::new(192, 168, 50, 12)],
             networks: vec![network("192.168.50.11/32"), network("10.42.0.0/16")],
         }
@@ -264,6 +295,25 @@ mod tests {
             Cause::Forwarding,
         ];
         assert_eq!(causes(&events), expected.map(Some));
+    }
+
+    #[test]
+    fn what_hangs_on_devices_counts_where_packets_pass() {
+        let on = |device, what| Event::TrafficControl { device, what };
+        let (came, lost) = (Hanging::Came, Hanging::Harmless);
+        for device in [Some(7), Some(8), Some(9), Some(10), None] {
+            let events = [
+                came,
+                Hanging::Program(1),
+                Hanging::Program(CLSACT_PRIORITY),
+                lost,
+            ];
+            let events = events.map(|what| on(device, what));
+            let news = Some(Cause::TrafficControl);
+            assert_eq!(causes(&events), [news, news, None], "{device:?}");
+        }
+        assert_eq!(causes(&[on(Some(20), came), on(Some(20), lost)]), []);
+        assert_eq!(causes(&[Event::Ipsec]), [Some(Cause::Ipsec)]);
     }
 
     #[test]

@@ -201,6 +201,8 @@ pub struct Cache {
     pub mark_mask: MarkMask,
     /// How the programs are attached.
     pub attach: Attach,
+    /// Names of devices whose qdiscs, filters and programs the fast path may pass by.
+    pub ignore_traffic_control: Vec<String>,
 }
 
 /// How the programs are attached to devices.

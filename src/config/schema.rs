@@ -287,12 +287,20 @@ fn read_cache(file: &Table<'_>, faults: &mut Faults) -> Cache {
         lease: Duration::from_secs(30),
         mark_mask: MarkMask::default(),
         attach: Attach::default(),
+        ignore_traffic_control: Vec::new(),
     };
     let Some(table) = file.table("cache", faults) else {
         return cache;
     };
     table.refuse_unknown(
-        &["enabled", "flows", "lease", "mark_mask", "attach"],
+        &[
+            "enabled",
+            "flows",
+            "lease",
+            "mark_mask",
+            "attach",
+            "ignore_traffic_control",
+        ],
         faults,
     );
     if let Some(enabled) = table.optional("enabled", value::boolean, faults) {
@@ -310,6 +318,8 @@ fn read_cache(file: &Table<'_>, faults: &mut Faults) -> Cache {
     if let Some(attach) = table.optional("attach", value::attach, faults) {
         cache.attach = attach.value;
     }
+    let ignored = table.elements("ignore_traffic_control", value::interface, faults);
+    cache.ignore_traffic_control = ignored.into_iter().map(|device| device.value).collect();
     cache
 }
 

@@ -126,6 +126,7 @@ fn a_good_file_resolves_to_what_it_says() {
             lease: Duration::from_secs(30),
             mark_mask: MarkMask::default(),
             attach: Attach::Auto,
+            ignore_traffic_control: Vec::new(),
         },
         policy: vec![],
         log: Log {

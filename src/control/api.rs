@@ -59,6 +59,20 @@ pub struct ContainerInfo {
     /// What it reaches by the gateway.
     #[serde(default)]
     pub route: InnerRoute,
+    /// What keeps its flows from being carried by the fast path: device and what is there.
+    #[serde(default)]
+    pub not_carried: Vec<String>,
+}
+
+/// Something that may drop, shape, mirror or rewrite what the fast path would carry past it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotCarried {
+    /// The device, or `ipsec`.
+    pub device: String,
+    /// What is there.
+    pub reason: String,
+    /// Whose flows are not carried for it.
+    pub flows: String,
 }
 
 /// What `oncache status` shows.
@@ -86,6 +100,9 @@ pub struct Status {
     pub containers: Vec<ContainerInfo>,
     /// The fast path; none where it is switched off.
     pub cache: Option<CacheStatus>,
+    /// What is in the way of the fast path.
+    #[serde(default)]
+    pub not_carried: Vec<NotCarried>,
     /// What the operator should know: one line each.
     pub warnings: Vec<String>,
 }
@@ -111,6 +128,9 @@ pub struct CacheStatus {
     pub epoch: u32,
     /// The lease in force in milliseconds.
     pub lease_ms: u64,
+    /// The connection timeout that it is half of, if it is shorter than configured.
+    #[serde(default)]
+    pub lease_bound: Option<String>,
     /// `tcx` or `clsact`.
     pub attach: String,
     /// Pinned links; empty with clsact.
@@ -132,6 +152,9 @@ pub struct Stats {
     pub hit_ratio: HitRatio,
     /// Flows that came into the filter cache and left it; all zero where there is no fast path.
     pub flows: FlowTurnover,
+    /// What is in the way of the fast path.
+    #[serde(default)]
+    pub not_carried: Vec<NotCarried>,
     /// Packets that the slow path refused because they are not what their sender may send: the sum of
     /// `refused`, but for the reason `ipv6`.
     pub spoofed: u64,

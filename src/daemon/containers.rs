@@ -182,7 +182,7 @@ impl Node {
             container.ip,
             container.netns.display()
         );
-        Ok(describe(name, &container))
+        Ok(self.describe(name, &container))
     }
 
     /// Deletes a container, whatever is left of it.
@@ -317,8 +317,23 @@ impl Node {
         self.state
             .containers
             .iter()
-            .map(|(name, container)| describe(name, container))
+            .map(|(name, container)| self.describe(name, container))
             .collect()
+    }
+
+    fn describe(&self, name: &str, container: &Container) -> ContainerInfo {
+        let hindrances = self.hindrances.of_container(name);
+        ContainerInfo {
+            name: name.to_owned(),
+            ip: container.ip,
+            netns: container.netns.clone(),
+            ifname: container.ifname.clone(),
+            device: container.device.clone(),
+            route: container.route,
+            not_carried: hindrances
+                .map(|it| format!("{}: {}", it.device, it.reason))
+                .collect(),
+        }
     }
 
     /// Takes over the containers of an earlier daemon, and removes what it left half made.
@@ -437,17 +452,6 @@ fn source_of(container: &Container) -> Source {
         device: container.device.clone(),
         mac: container_mac(container.ip),
         ip: container.ip,
-    }
-}
-
-fn describe(name: &str, container: &Container) -> ContainerInfo {
-    ContainerInfo {
-        name: name.to_owned(),
-        ip: container.ip,
-        netns: container.netns.clone(),
-        ifname: container.ifname.clone(),
-        device: container.device.clone(),
-        route: container.route,
     }
 }
 

@@ -1,6 +1,10 @@
 //! The node's fast path: when it is loaded, what it is told, when it forgets.
 
-use std::{collections::HashSet, net::Ipv4Addr, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    net::Ipv4Addr,
+    path::Path,
+};
 
 use oncache_abi::settings::Constants;
 use tracing::{error, info, warn};
@@ -11,13 +15,13 @@ use crate::{
     config::{Attach, Config},
     container::devices::HostDevice,
     datapath::{
-        AttachMode, Datapath, DatapathError, PIN_ROOT, Sizes,
+        AttachMode, Datapath, DatapathError, PIN_ROOT, Present, Sizes,
         attach::{self, Role},
         clock,
         epoch::Tuning,
         pins,
     },
-    netlink::PairKind,
+    netlink::{PairKind, Timeout, object_timeouts},
     overlay::names::{gateway_mac, vtep_mac},
 };
 
@@ -55,7 +59,10 @@ impl Node {
 
     /// Tells the programs who the peers are: packets from and to those that are gone miss at once.
     pub(super) fn sync_peers(&mut self) -> Result<bool, DaemonError> {
-        let peers: HashSet<Ipv4Addr> = self.config.peers.iter().map(|peer| peer.address).collect();
+        let peers = self.config.peers.iter().map(|peer| peer.address);
+        let peers: HashSet<Ipv4Addr> = peers
+            .filter(|peer| !self.hindrances.withholds_peer(*peer))
+            .collect();
         match &mut self.datapath {
             Some(datapath) => Ok(datapath.set_peers(&peers)?),
             None => Ok(false),
@@ -263,26 +270,69 @@ impl Node {
 
     /// Tells the programs which containers are here. Returns whether that was news to them.
     pub(super) fn sync_containers(&mut self) -> Result<bool, DatapathError> {
+        self.invalidator.set_containers(self.device_names());
         let Some(datapath) = &mut self.datapath else {
             return Ok(false);
         };
-        let present: Vec<(Ipv4Addr, u32)> = self
+        let present: Vec<Present> = self
             .devices
             .iter()
             // The kernel would drop what is redirected to a device that is down inside; the slow path
             // tells the sender that there is nobody.
             .filter(|(name, _)| !self.silent.contains(*name))
-            .filter_map(|(name, it)| Some((self.state.containers.get(name)?.ip, it.index)))
+            .filter_map(|(name, it)| {
+                Some(Present {
+                    ip: self.state.containers.get(name)?.ip,
+                    ifindex: it.index,
+                    withheld: self.hindrances.withholds_container(name),
+                })
+            })
             .collect();
         datapath.set_containers(&present)
     }
 
+    /// The containers' host-side devices, by index.
+    pub(super) fn device_names(&self) -> HashMap<u32, String> {
+        let devices = self.devices.iter();
+        devices
+            .filter_map(|(name, device)| {
+                let container = self.state.containers.get(name)?;
+                Some((device.index, container.device.clone()))
+            })
+            .collect()
+    }
+
     /// Lease and ports as the host's settings ask for, and what learned results depend on.
-    fn tuning(&self) -> Result<Tuning, DaemonError> {
-        let timeouts = self.sysctls.conntrack_timeouts()?;
+    fn tuning(&mut self) -> Result<Tuning, DaemonError> {
+        let mut timeouts = object_timeouts()?;
+        timeouts.extend(
+            self.sysctls
+                .conntrack_timeouts()?
+                .into_iter()
+                .map(|seconds| {
+                    let object = "sysctl net.netfilter.nf_conntrack".to_owned();
+                    Timeout { seconds, object }
+                }),
+        );
+        let seconds: Vec<u64> = timeouts.iter().map(|timeout| timeout.seconds).collect();
+        let lease = effective_lease(self.config.cache.lease, &seconds);
+        let shortest = timeouts
+            .into_iter()
+            .filter(|timeout| timeout.seconds > 0)
+            .min();
+        let bound = shortest.filter(|_| lease < self.config.cache.lease);
+        if bound != self.lease_bound {
+            match &bound {
+                Some(Timeout { seconds, object }) => {
+                    info!("lease {lease:?}: half of {object}, {seconds} s");
+                }
+                None => info!("lease {lease:?}, as configured"),
+            }
+            self.lease_bound = bound;
+        }
         let ports = self.sysctls.local_port_range()?;
         Ok(Tuning {
-            lease: effective_lease(self.config.cache.lease, &timeouts),
+            lease,
             ports: (*ports.start(), *ports.end()),
             fingerprint: fingerprint(&self.config),
         })
@@ -292,14 +342,20 @@ impl Node {
     /// does not hold. Returns whether the epoch was raised.
     pub(super) fn tune_fast_path(&mut self) -> Result<bool, DaemonError> {
         let tuning = self.tuning()?;
-        if let Some(datapath) = &self.datapath
-            && datapath.tune(&tuning)?
-        {
-            info!("new epoch: {}", Cause::Configuration);
-            self.invalidator.count(Cause::Configuration);
-            return Ok(true);
+        let Some(datapath) = &self.datapath else {
+            return Ok(false);
+        };
+        let cause = if datapath.settings()?.fingerprint == tuning.fingerprint {
+            Cause::Lease
+        } else {
+            Cause::Configuration
+        };
+        let raised = datapath.tune(&tuning)?;
+        if raised {
+            info!("new epoch: {cause}");
+            self.invalidator.count(cause);
         }
-        Ok(false)
+        Ok(raised)
     }
 
     /// Makes everything learned so far dead, after a change in the slow path; `object` says of

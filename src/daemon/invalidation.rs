@@ -2,6 +2,7 @@
 //! watcher as soon as the kernel tells of somebody else's change. Neither waits for the other's work.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -56,6 +57,31 @@ impl Invalidator {
         self.lock().scope = Arc::new(scope);
     }
 
+    /// The containers' host-side devices from now on, by index.
+    pub(super) fn set_containers(&self, containers: HashMap<u32, String>) {
+        let mut shared = self.lock();
+        if shared.scope.containers != containers {
+            Arc::make_mut(&mut shared.scope).containers = containers;
+        }
+    }
+
+    /// The hold that is on learning, if there is one: see [`Cause::holds`].
+    pub(super) fn hold(&self) -> Option<u64> {
+        self.lock().epoch.as_ref().and_then(Epoch::hold)
+    }
+
+    /// Lets programs learn again, unless something else has come since this hold.
+    ///
+    /// # Errors
+    ///
+    /// As [`Epoch::release`].
+    pub(super) fn release(&self, hold: u64) -> Result<(), DatapathError> {
+        match &self.lock().epoch {
+            Some(epoch) => epoch.release(hold),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn scope(&self) -> Arc<Scope> {
         self.lock().scope.clone()
     }
@@ -72,7 +98,12 @@ impl Invalidator {
         let Some(epoch) = &shared.epoch else {
             return Ok(());
         };
-        match epoch.raise() {
+        let raised = if causes.iter().any(|(cause, _)| cause.holds()) {
+            epoch.raise_and_hold()
+        } else {
+            epoch.raise()
+        };
+        match raised {
             Ok(epoch) => {
                 for (cause, _) in causes {
                     shared.counts.add(*cause);

@@ -7,6 +7,7 @@
 
 mod containers;
 mod fast_path;
+mod hindrances;
 mod invalidation;
 mod lock;
 mod node;
@@ -113,6 +114,14 @@ pub enum DaemonError {
     /// The fast path.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
+    /// Programs of others.
+    #[error("ask which programs are on {device}: {source}")]
+    Programs {
+        /// The device.
+        device: String,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// A kernel setting.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),

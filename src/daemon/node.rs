@@ -16,12 +16,12 @@ use super::{
     teardown::{self, TeardownErrors},
 };
 use crate::{
-    coherence::{self, Cause, Scope, next_hop_has_moved},
+    coherence::{self, Cause, Scope, hindrance::Hindrances, next_hop_has_moved},
     config::{Chosen, Config, ConfigFile, HostFacts},
     container::devices::{self, HostDevice},
     datapath::{Datapath, PIN_ROOT},
     log,
-    netlink::{Mac, Netlink, NetlinkError, format_mac, underlay_facts},
+    netlink::{Mac, Netlink, NetlinkError, Timeout, format_mac, underlay_facts},
     overlay::{
         names::{BRIDGE, VXLAN},
         network_route,
@@ -54,6 +54,10 @@ pub struct Node {
     pub(super) datapath: Option<Datapath>,
     /// Why the fast path is off though it is configured.
     pub(super) fast_path_failure: Option<String>,
+    /// What hangs where the fast path does not pass.
+    pub(super) hindrances: Hindrances,
+    /// The connection timeout that the lease is cut to, if it is.
+    pub(super) lease_bound: Option<Timeout>,
     /// What is known of the tables of the network policy.
     pub(super) policy_tables: PolicyTables,
     /// Why the state on disk is not the present one.
@@ -99,6 +103,8 @@ impl Node {
             silent: BTreeSet::new(),
             datapath: None,
             fast_path_failure: None,
+            hindrances: Hindrances::default(),
+            lease_bound: None,
             policy_tables: PolicyTables::default(),
             unsaved: None,
             address_away: false,
@@ -179,6 +185,10 @@ impl Node {
         self.adopt_containers().await?;
         self.note_clsact().await?;
         self.start_fast_path();
+        // Until this succeeds nothing is learned; the comparisons try again.
+        if let Err(reason) = self.look_at_devices().await {
+            error!("{reason}");
+        }
         // Of what changed while no daemon ran, only part could be told: nftables counts its
         // transactions, but neither routes nor neighbours nor conntrack count theirs.
         self.invalidate(Cause::Start, "");
@@ -213,7 +223,9 @@ impl Node {
         // that is the reason of what else fails.
         let followed = self.follow_underlay().await;
         let mended = self.mend().await;
-        followed.and(mended)
+        let looked = self.look_at_devices().await;
+        let mended = followed.and(mended)?;
+        looked.map(|()| mended)
     }
 
     async fn mend(&mut self) -> Result<bool, DaemonError> {
@@ -393,6 +405,7 @@ impl Node {
             underlay: device(&self.config.node.underlay).await?,
             bridge: device(BRIDGE).await?,
             vxlan: device(VXLAN).await?,
+            containers: self.device_names(),
             peers: self.config.peers.iter().map(|peer| peer.address).collect(),
             networks: vec![self.config.node.address.into(), self.config.overlay.network],
         })

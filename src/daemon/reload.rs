@@ -141,6 +141,9 @@ impl Node {
             error!("note the qdisc that filters will be on: {reason}");
         }
         self.apply_to_fast_path(effect, changed, (cause, object));
+        if let Err(reason) = self.look_at_devices().await {
+            error!("{reason}");
+        }
         self.leave_clsact().await;
         Ok(())
     }

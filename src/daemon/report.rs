@@ -136,6 +136,7 @@ impl Node {
             invalidations,
             invalidations_since_s: since.as_secs(),
             hit_ratio: HitRatio::of(&counters),
+            not_carried: self.not_carried(),
             counters,
             flows,
             spoofed,
@@ -163,6 +164,7 @@ impl Node {
             peers: peers.collect(),
             containers: self.list_containers(),
             cache: self.cache_status()?,
+            not_carried: self.not_carried(),
             warnings: self.warnings(),
         })
     }
@@ -173,9 +175,11 @@ impl Node {
         };
         let settings = datapath.settings()?;
         let lease = clock::from_ticks(settings.lease.into());
+        let bound = self.lease_bound.as_ref();
         Ok(Some(CacheStatus {
             epoch: settings.epoch,
             lease_ms: u64::try_from(lease.as_millis()).unwrap_or(u64::MAX),
+            lease_bound: bound.map(|bound| format!("{}, {} s", bound.object, bound.seconds)),
             attach: datapath.mode().name().to_owned(),
             programs: datapath.attachments()?,
             entries: datapath.occupancy(),
@@ -203,11 +207,15 @@ impl Node {
                 "container {name} is connected, but its namespace has lost its name ({reason}); `oncache container del {name}` works all the same"
             ))
         });
+        let unseen = (self.has_fast_path() && !self.hindrances.is_known()).then(|| {
+            "nothing is carried by the fast path: what hangs on the devices could not be looked at, see the log".to_owned()
+        });
         lacking
             .chain(failure)
             .chain(self.address_warning())
             .chain(self.network_route_taken.clone())
             .chain(unreachable)
+            .chain(unseen)
             .chain(self.unsaved.iter().cloned())
             .collect()
     }

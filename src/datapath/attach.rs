@@ -58,7 +58,7 @@ impl AttachMode {
 }
 
 /// Priority of our filters on a clsact qdisc: behind those that are set by hand (49152 and down).
-const CLSACT_PRIORITY: u16 = 0xcace;
+pub const CLSACT_PRIORITY: u16 = 0xcace;
 /// Handle of our filters.
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
 

@@ -10,7 +10,7 @@ use std::{
 use aya::maps::{Array, MapData};
 use oncache_abi::{
     mark::MarkField,
-    settings::{MARK_REST, Settings},
+    settings::{HELD, MARK_REST, Settings},
 };
 
 use super::{Datapath, DatapathError, clock, map_error};
@@ -41,6 +41,11 @@ struct Shared {
     /// How many bits of the epoch a mark holds.
     mark_bits: u32,
     raised: Option<Instant>,
+    /// `learn_from` of the settings while learning is not held.
+    learn_from: u64,
+    /// The present hold, if there is one; each has another number.
+    held: Option<u64>,
+    holds: u64,
 }
 
 impl Shared {
@@ -49,6 +54,10 @@ impl Shared {
     }
 
     fn store(&mut self, settings: Settings) -> Result<(), DatapathError> {
+        let settings = Settings {
+            learn_from: self.held.map_or(settings.learn_from, |_| HELD),
+            ..settings
+        };
         self.map
             .set(0, settings, 0)
             .map_err(map_error("write", "SETTINGS"))
@@ -59,7 +68,12 @@ impl Shared {
         if let Some(raised) = self.raised {
             thread::sleep(SPACING.saturating_sub(raised.elapsed()));
         }
+        let other = Settings {
+            learn_from: self.learn_from,
+            ..other
+        };
         let new = other.raised(clock::now(), self.mark_bits, MARK_REST);
+        self.learn_from = new.learn_from;
         if new.learn_from > clock::now() {
             // Seen by every program that sees the epoch it is for.
             self.store(Settings {
@@ -76,11 +90,25 @@ impl Shared {
 
 impl Epoch {
     pub(super) fn new(map: Array<MapData, Settings>, mark_mask: u32) -> Self {
-        Self(Arc::new(Mutex::new(Shared {
+        let mut shared = Shared {
             map,
             mark_bits: MarkField::trusted(mark_mask).epoch_bits(),
             raised: None,
-        })))
+            learn_from: 0,
+            held: None,
+            holds: 0,
+        };
+        // What can't be read now fails at the first use.
+        match shared.settings().map(|settings| settings.learn_from) {
+            // A daemon that has died held it, and what it was before is not known.
+            Ok(HELD) => {
+                shared.learn_from = clock::now() + MARK_REST;
+                shared.held = Some(0);
+            }
+            Ok(learn_from) => shared.learn_from = learn_from,
+            Err(_) => {}
+        }
+        Self(Arc::new(Mutex::new(shared)))
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Shared) -> T) -> T {
@@ -112,8 +140,47 @@ impl Epoch {
         })
     }
 
-    /// Puts `tuning` in force, and a new epoch if results were learned under another fingerprint.
-    /// Returns whether the epoch was raised.
+    /// As [`Epoch::raise`], and nothing is learned in this epoch or a later one until [`Epoch::release`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Epoch::raise`].
+    pub fn raise_and_hold(&self) -> Result<u32, DatapathError> {
+        self.with(|shared| {
+            shared.holds += 1;
+            shared.held = Some(shared.holds);
+            let settings = shared.settings()?;
+            shared.raise(settings)
+        })
+    }
+
+    /// The hold that is on learning, if there is one.
+    #[must_use]
+    pub fn hold(&self) -> Option<u64> {
+        self.with(|shared| shared.held)
+    }
+
+    /// Ends the hold, unless there is another one by now.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`] if the map can't be written.
+    pub fn release(&self, hold: u64) -> Result<(), DatapathError> {
+        self.with(|shared| {
+            if shared.held != Some(hold) {
+                return Ok(());
+            }
+            shared.held = None;
+            let settings = Settings {
+                learn_from: shared.learn_from,
+                ..shared.settings()?
+            };
+            shared.store(settings)
+        })
+    }
+
+    /// Puts `tuning` in force, and a new epoch if results were learned under another fingerprint or for a
+    /// longer lease. Returns whether the epoch was raised.
     ///
     /// # Errors
     ///
@@ -128,7 +195,7 @@ impl Epoch {
                 fingerprint: tuning.fingerprint,
                 ..old
             };
-            if new.fingerprint != old.fingerprint {
+            if new.fingerprint != old.fingerprint || new.lease < old.lease {
                 shared.raise(new)?;
                 wait_for_running_programs()?;
                 return Ok(true);

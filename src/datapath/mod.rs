@@ -16,6 +16,7 @@ pub mod caches;
 pub mod clock;
 pub mod counters;
 pub mod epoch;
+pub mod foreign;
 pub mod load;
 pub mod netkit_link;
 pub mod pins;
@@ -41,6 +42,7 @@ pub use attach::{AttachMode, Attachment};
 pub use epoch::Epoch;
 pub use load::Sizes;
 pub use test_run::{PacketContext, RunOutcome};
+pub use upkeep::Present;
 
 /// Where the data path is pinned.
 pub const PIN_ROOT: &str = "/sys/fs/bpf/oncache";

@@ -15,6 +15,17 @@ use super::{
     clock, map_error,
 };
 
+/// A local container as the programs are told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Present {
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// Its host-side device.
+    pub ifindex: u32,
+    /// Nothing is to be learned of its flows.
+    pub withheld: bool,
+}
+
 fn remove_key<K: aya::Pod, V: aya::Pod>(
     map: &mut HashMap<MapData, K, V>,
     key: &K,
@@ -55,29 +66,31 @@ impl Datapath {
         Ok(present != *peers)
     }
 
-    /// Makes the ingress cache's containers exactly `containers` (address and host-side ifindex),
-    /// keeping what was learned of those that stay. Returns whether anything changed.
+    /// Makes the ingress cache's containers exactly `containers`, keeping what was learned of those that
+    /// stay as they are. Returns whether anything changed. Flows of one that is withheld now are carried
+    /// until the epoch is raised.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`] if the map can't be written.
-    pub fn set_containers(
-        &mut self,
-        containers: &[(Ipv4Addr, u32)],
-    ) -> Result<bool, DatapathError> {
+    pub fn set_containers(&mut self, containers: &[Present]) -> Result<bool, DatapathError> {
         let mut changed = false;
-        let wanted: HashSet<u32> = containers.iter().map(|(ip, _)| key(*ip)).collect();
+        let wanted: HashSet<u32> = containers.iter().map(|it| key(it.ip)).collect();
         for present in keys(&self.ingress) {
             if !wanted.contains(&present) {
                 self.forget_container(address(present))?;
                 changed = true;
             }
         }
-        for (ip, ifindex) in containers {
-            let present = self.ingress.get(&key(*ip), 0).ok();
-            if present.is_none_or(|entry| entry.ifindex != *ifindex) {
+        for container in containers {
+            let wanted = LocalContainer {
+                withheld: container.withheld.into(),
+                ..LocalContainer::unlearned(container.ifindex)
+            };
+            let present = self.ingress.get(&key(container.ip), 0).ok();
+            if present.is_none_or(|entry| entry.forgotten() != wanted) {
                 self.ingress
-                    .insert(key(*ip), LocalContainer::unlearned(*ifindex), 0)
+                    .insert(key(container.ip), wanted, 0)
                     .map_err(map_error("write", "INGRESS"))?;
                 changed = true;
             }
@@ -131,7 +144,7 @@ impl Datapath {
         }
         for (ip, entry) in entries(&self.ingress) {
             self.ingress
-                .insert(ip, LocalContainer::unlearned(entry.ifindex), 0)
+                .insert(ip, entry.forgotten(), 0)
                 .map_err(map_error("write", "INGRESS"))?;
         }
         Ok(flows)
@@ -173,7 +186,7 @@ impl Datapath {
             let dead = |word: MacWord| word != MacWord(0) && !word.is_current(epoch);
             if dead(local.destination) || dead(local.source) {
                 self.ingress
-                    .insert(ip, LocalContainer::unlearned(local.ifindex), 0)
+                    .insert(ip, local.forgotten(), 0)
                     .map_err(map_error("write", "INGRESS"))?;
             }
         }

@@ -8,15 +8,19 @@
 mod addresses;
 mod bridge_ports;
 mod conntrack;
+mod dump;
 mod errors;
 mod facts;
 mod generation;
 mod holders;
+mod ipsec;
 mod links;
 mod namespaces;
 mod neighbours;
 mod qdiscs;
 mod routes;
+mod timeouts;
+mod traffic_control;
 mod watch;
 
 use std::{collections::BTreeMap, fmt::Display};
@@ -35,10 +39,13 @@ pub use errors::NetlinkError;
 pub use facts::{host_facts, underlay_facts};
 pub use generation::ruleset_generation;
 pub use holders::{RouteHolder, VxlanHolder};
+pub use ipsec::{Direction, IpsecPolicy, ipsec_policies};
 pub use links::{Link, PairEnd, PairKind, VxlanParameters};
 pub use neighbours::{FdbEntry, Neighbour};
 pub use routes::{MAIN_TABLE, ROUTE_PROTOCOL, Route, RouteFilter, RouteReach};
-pub use watch::{Event, LinkState, Watch};
+pub use timeouts::{Timeout, object_timeouts};
+pub use traffic_control::{Filter, Hook, OnDevice, Qdisc, on_devices};
+pub use watch::{Event, Hanging, LinkState, Watch};
 
 /// A link-layer address in transmission order.
 pub type Mac = [u8; 6];

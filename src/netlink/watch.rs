@@ -15,11 +15,15 @@ use netlink_sys::{
 };
 use nix::errno::Errno;
 
-use super::{Mac, NetlinkError};
+use super::{
+    Mac, NetlinkError,
+    ipsec::{NETLINK_XFRM, POLICY_GROUP},
+};
 
 // Groups of include/uapi/linux/rtnetlink.h.
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_NEIGH: u32 = 3;
+const RTNLGRP_TC: u32 = 4;
 const RTNLGRP_IPV4_IFADDR: u32 = 5;
 const RTNLGRP_IPV4_ROUTE: u32 = 7;
 const RTNLGRP_IPV4_RULE: u32 = 8;
@@ -39,6 +43,11 @@ const RTM_NEWNEIGH: u16 = 28;
 const RTM_DELNEIGH: u16 = 29;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
+const RTM_NEWQDISC: u16 = 36;
+const RTM_DELQDISC: u16 = 37;
+const RTM_NEWTCLASS: u16 = 40;
+const RTM_NEWTFILTER: u16 = 44;
+const RTM_DELTFILTER: u16 = 45;
 const RTM_NEWNETCONF: u16 = 80;
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
@@ -53,6 +62,9 @@ const RTA_DST: u16 = 1;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const NETCONFA_IFINDEX: u16 = 1;
+const TCA_KIND: u16 = 1;
+const TCA_INGRESS_BLOCK: u16 = 13;
+const TCA_EGRESS_BLOCK: u16 = 14;
 
 // Flags of include/uapi/linux/if.h.
 const IFF_UP: u32 = 1 << 0;
@@ -75,6 +87,12 @@ const ROUTE_HEADER_LENGTH: usize = 12;
 const NEIGHBOUR_HEADER_LENGTH: usize = 12;
 /// Length of `struct netconfmsg`, rounded up to the alignment of attributes.
 const NETCONF_HEADER_LENGTH: usize = 4;
+/// Length of `struct tcmsg`.
+const TC_HEADER_LENGTH: usize = 20;
+/// Where `struct tcmsg` has the priority of a filter, in the upper half of a word.
+const TC_PRIORITY: usize = 16;
+/// The interface index of what is shared by devices (`TCM_IFINDEX_MAGIC_BLOCK`).
+const SHARED_BLOCK: u32 = 0xffff_ffff;
 
 /// What a device is after a change, as far as packets depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,6 +105,17 @@ pub struct LinkState {
     pub up: bool,
     /// Up, and with a carrier.
     pub running: bool,
+}
+
+/// What of traffic control has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Hanging {
+    /// It came, or is another now: packets may be dropped or shaped from now on.
+    Came,
+    /// A filter of that priority, of kind `bpf`, came or is another now.
+    Program(u16),
+    /// It went, or does nothing by itself.
+    Harmless,
 }
 
 /// Something changed.
@@ -137,6 +166,15 @@ pub enum Event {
         /// The interface index of its device.
         device: u32,
     },
+    /// A qdisc, class or filter came, changed or went.
+    TrafficControl {
+        /// The interface index of its device; none if devices share it.
+        device: Option<u32>,
+        /// What it is, as far as that matters.
+        what: Hanging,
+    },
+    /// A policy of IPsec came, changed or went.
+    Ipsec,
     /// A transaction changed the nftables ruleset.
     Ruleset,
     /// Events were lost: anything may have changed.
@@ -147,6 +185,8 @@ pub enum Event {
 pub struct Watch {
     route: TokioSocket,
     netfilter: TokioSocket,
+    /// None where the kernel has no IPsec.
+    ipsec: Option<TokioSocket>,
     /// Events of the last datagram that were not yet asked for, in reverse.
     pending: Vec<Event>,
 }
@@ -161,6 +201,7 @@ impl Watch {
         let groups = [
             RTNLGRP_LINK,
             RTNLGRP_NEIGH,
+            RTNLGRP_TC,
             RTNLGRP_IPV4_IFADDR,
             RTNLGRP_IPV4_ROUTE,
             RTNLGRP_IPV4_RULE,
@@ -170,9 +211,15 @@ impl Watch {
         let route = listen(NETLINK_ROUTE, &groups).map_err(NetlinkError::Open)?;
         let netfilter =
             listen(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]).map_err(NetlinkError::Open)?;
+        let ipsec = match listen(NETLINK_XFRM, &[POLICY_GROUP]) {
+            Ok(socket) => Some(socket),
+            Err(error) if error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => None,
+            Err(error) => return Err(NetlinkError::Open(error)),
+        };
         Ok(Self {
             route,
             netfilter,
+            ipsec,
             pending: Vec::new(),
         })
     }
@@ -183,7 +230,10 @@ impl Watch {
     /// # Errors
     /// [`NetlinkError::Open`] when the kernel refuses.
     pub fn set_receive_buffer(&self, bytes: i32) -> Result<(), NetlinkError> {
-        for socket in [&self.route, &self.netfilter] {
+        for socket in [&self.route, &self.netfilter]
+            .into_iter()
+            .chain(&self.ipsec)
+        {
             let socket = socket.socket_ref();
             socket.set_rx_buf_sz(bytes).map_err(NetlinkError::Open)?;
         }
@@ -199,9 +249,20 @@ impl Watch {
             if let Some(event) = self.pending.pop() {
                 return Ok(event);
             }
+            let ipsec = async {
+                match &mut self.ipsec {
+                    Some(socket) => socket.recv_from_full().await,
+                    None => std::future::pending().await,
+                }
+            };
             let received = tokio::select! {
                 received = self.route.recv_from_full() => received,
                 received = self.netfilter.recv_from_full() => received,
+                received = ipsec => match received {
+                    // Whatever of its policies: they change seldom.
+                    Ok(_) => return Ok(Event::Ipsec),
+                    Err(error) => Err(error),
+                },
             };
             match received {
                 Ok((datagram, _)) => {
@@ -302,6 +363,12 @@ fn event(message: &[u8]) -> Option<Event> {
         }),
         RTM_NEWNEXTHOP | RTM_DELNEXTHOP => Some(Event::NextHop),
         RTM_NEWRULE | RTM_DELRULE => Some(Event::RoutingRule),
+        RTM_NEWQDISC | RTM_DELQDISC | RTM_NEWTCLASS | RTM_NEWTFILTER | RTM_DELTFILTER => {
+            Some(Event::TrafficControl {
+                device: device().filter(|device| *device != SHARED_BLOCK),
+                what: hanging(kind, message),
+            })
+        }
         RTM_NEWNETCONF => {
             // Negative for all devices, and for those to come (NETCONFA_IFINDEX_ALL, _DEFAULT).
             let index = field(
@@ -314,6 +381,23 @@ fn event(message: &[u8]) -> Option<Event> {
         }
         NEW_GENERATION => Some(Event::Ruleset),
         _ => None,
+    }
+}
+
+/// What a message of traffic control tells of.
+fn hanging(kind: u16, message: &[u8]) -> Hanging {
+    let get = |number| attribute(message, TC_HEADER_LENGTH, number);
+    let name = get(TCA_KIND).and_then(|name| name.split(|byte| *byte == 0).next());
+    let shares = get(TCA_INGRESS_BLOCK).or(get(TCA_EGRESS_BLOCK)).is_some();
+    match (kind, name) {
+        (RTM_DELQDISC | RTM_DELTFILTER, _) => Hanging::Harmless,
+        // Filters hang there, each of which is told of; but for those that others share already.
+        (RTM_NEWQDISC, Some(b"clsact" | b"ingress")) if !shares => Hanging::Harmless,
+        (RTM_NEWTFILTER, Some(b"bpf")) => match field(message, HEADER_LENGTH + TC_PRIORITY) {
+            Some(word) => Hanging::Program(u16::try_from(word >> 16).unwrap_or_default()),
+            None => Hanging::Came,
+        },
+        _ => Hanging::Came,
     }
 }
 

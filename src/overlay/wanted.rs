@@ -259,6 +259,7 @@ pub(super) mod tests {
                 lease: std::time::Duration::from_secs(30),
                 mark_mask: MarkMask::new(0x0fff_0000).expect("the default mask"),
                 attach: Attach::Auto,
+                ignore_traffic_control: Vec::new(),
             },
             policy: vec![],
             log: crate::config::Log::default(),

@@ -313,7 +313,7 @@ pub fn behind(host: Ipv4Addr) -> HostWord {
 pub fn reachable() -> LocalContainer {
     LocalContainer {
         ifindex: DEVICE,
-        reserved: 0,
+        withheld: 0,
         destination: MacWord::new(LOCAL_MAC, EPOCH),
         source: MacWord::new(GATEWAY_MAC, EPOCH),
     }

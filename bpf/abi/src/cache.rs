@@ -132,7 +132,7 @@ impl MacWord {
 
 /// Ingress cache: how a packet reaches a container of this host.
 ///
-/// The daemon makes and removes entries and alone writes `ifindex`; `ingress_init` writes the two
+/// The daemon makes and removes entries and alone writes `ifindex` and `withheld`; `ingress_init` writes the two
 /// words, each by one store into the element it looked up. When the daemon replaces an element
 /// (`BPF_F_NO_PREALLOC`), a store still under way lands in the old one and is lost with it: what
 /// was learned for a former holder of the address can't reach the entry of the next.
@@ -141,8 +141,9 @@ impl MacWord {
 pub struct LocalContainer {
     /// Host-side device of the container.
     pub ifindex: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// Not zero: nothing is learned of its flows, which then all take the slow path. The daemon sets it
+    /// first and raises the epoch after.
+    pub withheld: u32,
     /// The container's own MAC address; zero until learned.
     pub destination: MacWord,
     /// The MAC address of the bridge, as the container sees it; zero until learned.
@@ -154,9 +155,18 @@ impl LocalContainer {
     pub const fn unlearned(ifindex: u32) -> Self {
         Self {
             ifindex,
-            reserved: 0,
+            withheld: 0,
             destination: MacWord(0),
             source: MacWord(0),
+        }
+    }
+
+    /// The same with nothing learned.
+    #[must_use]
+    pub const fn forgotten(self) -> Self {
+        Self {
+            withheld: self.withheld,
+            ..Self::unlearned(self.ifindex)
         }
     }
 }

@@ -138,6 +138,8 @@ reasons! {
     SynAck = "syn-ack",
     /// last acknowledgements of a connection that ends: not worth entering
     Closing = "closing",
+    /// not carried: something that hangs on a device or an IPsec policy is in the way (`oncache status` names it)
+    Withheld = "withheld",
 }
 
 impl Reason {

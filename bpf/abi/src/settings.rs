@@ -57,6 +57,9 @@ pub struct Settings {
     pub half_began: u64,
 }
 
+/// `learn_from` while nothing is learned, until the daemon has looked at what hangs on the devices.
+pub const HELD: u64 = u64::MAX;
+
 /// How long (in ticks, ten seconds) an epoch's bits in a mark rest before they may mean another
 /// epoch. Longer than the slow path holds a packet by itself: the longest wait is for a neighbour's
 /// address, three seconds by default (net/core/neighbour.c, `neigh_timer_handler`: `mcast_solicit`

@@ -1,0 +1,131 @@
+//! What hangs on the devices that the fast path skips: looked for, told to the programs, said once.
+
+use std::collections::{HashMap, HashSet};
+
+use tracing::{info, warn};
+
+use super::{DaemonError, Node};
+use crate::{
+    coherence::{
+        Cause,
+        hindrance::{self, Ends, Flows, Hindrance, Hindrances, Way},
+    },
+    control::api::NotCarried,
+    datapath::foreign::foreign,
+    netlink::{ipsec_policies, on_devices},
+};
+
+impl Node {
+    /// Looks at all devices that packets pass, and at IPsec's policies. Where something has come,
+    /// flows that it is in the way of are not learned any more, and the epoch is raised after; ends the hold on
+    /// learning that was there when the look began.
+    ///
+    /// # Errors
+    ///
+    /// [`DaemonError`]: what is there is not known, and a hold stays.
+    pub(super) async fn look_at_devices(&mut self) -> Result<(), DaemonError> {
+        let hold = self.invalidator.hold();
+        if !self.has_fast_path() {
+            self.hindrances = Hindrances::default();
+            return Ok(());
+        }
+        let found = self.find_hindrances()?;
+        let former = std::mem::replace(&mut self.hindrances, found);
+        if self.hindrances != former {
+            self.sync_peers()?;
+            self.sync_containers()?;
+            for gone in former.iter().filter(|it| !self.hindrances.has(it)) {
+                let Hindrance {
+                    device,
+                    reason,
+                    flows,
+                } = gone;
+                info!("{device}: {reason}: gone, carried again ({flows})");
+            }
+            let came: Vec<Hindrance> = self.hindrances.iter().cloned().collect();
+            let mut came = came.into_iter().filter(|it| !former.has(it)).peekable();
+            let first = came.peek().map(|it| it.device.clone());
+            came.for_each(|it| warn!("{it}; docs/operations.md says what can be done"));
+            // Before the first look nothing was learned.
+            if let Some(device) = first.filter(|_| former.is_known()) {
+                self.invalidate(Cause::TrafficControl, &device);
+            }
+        }
+        if let Some(hold) = hold {
+            self.invalidator.release(hold)?;
+        }
+        Ok(())
+    }
+
+    fn find_hindrances(&self) -> Result<Hindrances, DaemonError> {
+        let Some(datapath) = &self.datapath else {
+            return Ok(Hindrances::default());
+        };
+        let ours = datapath.program_ids()?;
+        let ways = self.ways();
+        let devices: HashSet<u32> = ways.keys().copied().collect();
+        let on = on_devices(&devices, self.config.node.underlay_index)?;
+        let mut found = Vec::new();
+        for (index, (device, way)) in &ways {
+            if self.config.cache.ignore_traffic_control.contains(device) {
+                continue;
+            }
+            let programs = foreign(*index, &ours).map_err(|source| DaemonError::Programs {
+                device: device.clone(),
+                source,
+            })?;
+            let none = Default::default();
+            let reasons =
+                hindrance::on_device(way, on.get(index).unwrap_or(&none), &programs, &ours);
+            let flows = match way {
+                Way::Container(name) => Flows::Container(name.clone()),
+                Way::Skipped | Way::Underlay => Flows::All,
+            };
+            found.extend(reasons.into_iter().map(|reason| Hindrance {
+                device: device.clone(),
+                reason,
+                flows: flows.clone(),
+            }));
+        }
+        let containers = self.state.containers.iter();
+        let ends = Ends {
+            host: self.config.node.address,
+            peers: self.config.peers.iter().map(|peer| peer.address).collect(),
+            network: self.config.overlay.network,
+            containers: containers.map(|(name, it)| (&**name, it.ip)).collect(),
+        };
+        found.extend(hindrance::by_ipsec(&ipsec_policies()?, &ends));
+        Ok(Hindrances::found(found))
+    }
+
+    /// The devices that packets pass, by index.
+    fn ways(&self) -> HashMap<u32, (String, Way)> {
+        let scope = self.invalidator.scope();
+        let skipped = [&scope.bridge, &scope.vxlan].into_iter();
+        let skipped = skipped.map(|device| (device.index, (device.name.clone(), Way::Skipped)));
+        let containers = self.devices.iter().filter_map(|(name, device)| {
+            let named = self.state.containers.get(name)?.device.clone();
+            Some((device.index, (named, Way::Container(name.clone()))))
+        });
+        let node = &self.config.node;
+        let underlay = (node.underlay_index, (node.underlay.clone(), Way::Underlay));
+        skipped
+            .chain(containers)
+            .chain([underlay])
+            .filter(|(index, _)| *index != 0)
+            .collect()
+    }
+
+    /// The hindrances as the control socket tells them.
+    pub(super) fn not_carried(&self) -> Vec<NotCarried> {
+        self.hindrances.iter().map(not_carried).collect()
+    }
+}
+
+fn not_carried(hindrance: &Hindrance) -> NotCarried {
+    NotCarried {
+        device: hindrance.device.clone(),
+        reason: hindrance.reason.clone(),
+        flows: hindrance.flows.to_string(),
+    }
+}
