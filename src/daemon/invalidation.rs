@@ -94,16 +94,32 @@ impl Invalidator {
     /// As [`Epoch::raise`]. What can't be invalidated must not be used: see
     /// [`Invalidator::take_failure`].
     pub(super) fn raise(&self, causes: &[(Cause, String)]) -> Result<(), DatapathError> {
+        self.raise_by(causes, Epoch::raise)
+    }
+
+    /// As [`Invalidator::raise`], for what was heard of and not looked at yet: see [`Cause::holds`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Invalidator::raise`].
+    pub(super) fn raise_unseen(&self, causes: &[(Cause, String)]) -> Result<(), DatapathError> {
+        if causes.iter().any(|(cause, _)| cause.holds()) {
+            self.raise_by(causes, Epoch::raise_and_hold)
+        } else {
+            self.raise(causes)
+        }
+    }
+
+    fn raise_by(
+        &self,
+        causes: &[(Cause, String)],
+        raise: impl FnOnce(&Epoch) -> Result<u32, DatapathError>,
+    ) -> Result<(), DatapathError> {
         let mut shared = self.lock();
         let Some(epoch) = &shared.epoch else {
             return Ok(());
         };
-        let raised = if causes.iter().any(|(cause, _)| cause.holds()) {
-            epoch.raise_and_hold()
-        } else {
-            epoch.raise()
-        };
-        match raised {
+        match raise(epoch) {
             Ok(epoch) => {
                 for (cause, _) in causes {
                     shared.counts.add(*cause);

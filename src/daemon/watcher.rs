@@ -126,7 +126,7 @@ fn heed(events: &[Event], memory: &mut Memory, invalidator: &Invalidator) -> boo
     if !causes.is_empty() {
         due = true;
         // A failure is kept for the node, which then ends the fast path.
-        let _ = invalidator.raise(&causes);
+        let _ = invalidator.raise_unseen(&causes);
     }
     due
 }

@@ -252,6 +252,11 @@ fn filter(kind: u16, body: &[u8], hook: Hook) -> Option<Filter> {
             .flat_map(|(_, options)| attributes(options))
     };
     let kind = kind_of(body).unwrap_or_else(|| "unknown".to_owned());
+    // A dump begins with the classifier itself (net/sched/cls_api.c, `tcf_chain_dump`), which without a filter
+    // does nothing; of other kinds that is not sure.
+    if kind == "bpf" && word(body, 8)? == 0 {
+        return None;
+    }
     let program = options().find(|(kind, _)| *kind == TCA_BPF_ID);
     let program = program.filter(|_| kind == "bpf");
     let priority = word(body, 16)? >> 16;
@@ -293,6 +298,7 @@ mod tests {
 
     fn filter_of(kind: &str, options: &[u8]) -> Filter {
         let mut body = tc_message(7, INGRESS);
+        body[8] = 1;
         body[16..20].copy_from_slice(&0x0005_0300_u32.to_ne_bytes());
         body.extend(attribute_of(TCA_KIND, format!("{kind}\0").as_bytes()));
         body.extend(attribute_of(TCA_OPTIONS, options));

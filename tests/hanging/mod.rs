@@ -58,10 +58,7 @@ struct Pin {
 
 /// One instruction; `registers` is the source's number times sixteen plus the destination's.
 const fn instruction(code: u8, registers: u8, offset: i16, immediate: u32) -> u64 {
-    code as u64
-        | (registers as u64) << 8
-        | (offset as u16 as u64) << 16
-        | (immediate as u64) << 32
+    code as u64 | (registers as u64) << 8 | (offset as u16 as u64) << 16 | (immediate as u64) << 32
 }
 
 /// `TCX_NEXT` for all, or `TC_ACT_SHOT` for long packets.
@@ -149,9 +146,13 @@ pub fn pin_xdp(host: &Host, drops: bool) -> String {
             flags: 0,
         };
         // SAFETY: as in `call`; this command returns no descriptor.
-        let result = unsafe { libc::syscall(libc::SYS_bpf, OBJ_PIN, &raw const pin, size_of::<Pin>()) };
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, OBJ_PIN, &raw const pin, size_of::<Pin>()) };
         let error = io::Error::last_os_error();
-        assert!(result == 0 || error.kind() == io::ErrorKind::AlreadyExists, "pin: {error}");
+        assert!(
+            result == 0 || error.kind() == io::ErrorKind::AlreadyExists,
+            "pin: {error}"
+        );
     });
     path
 }
