@@ -480,6 +480,21 @@ fn whatever_hangs_wherever_is_met_by_every_packet() {
             }
             if carried {
                 scene.until_carried(&web, &case);
+                // By the fast path, too: what is harmless is harmless because every packet meets it.
+                let seen = mirrored(alpha);
+                assert_eq!(scene.carried(&web, 5), [5, 5], "{case}");
+                if matches!(thing, Thing::Mirror { .. }) {
+                    let seen = mirrored(alpha) - seen;
+                    assert!(seen >= 5, "{case}: {seen} of 5 fast ones were mirrored");
+                }
+                if !is_delivered(thing) {
+                    assert_eq!(scene.leaked(&web, 3), 0, "{case}: large ones");
+                }
+                if let Thing::Qdisc(_) = thing {
+                    let seen = queued(alpha, device.name());
+                    assert_eq!(scene.carried(&web, 5), [5, 5], "{case}");
+                    assert!(queued(alpha, device.name()) >= seen + 5, "{case}");
+                }
                 assert_eq!(scene.not_carried(), [""; 0], "{case}");
             } else {
                 assert_eq!(scene.carried(&web, 10), [0, 0], "{case}");

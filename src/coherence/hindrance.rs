@@ -13,8 +13,11 @@ use ipnet::Ipv4Net;
 
 use crate::{
     datapath::{attach::CLSACT_PRIORITY, foreign::Foreign},
-    netlink::{Direction, Filter, Hook, IpsecPolicy, OnDevice},
+    netlink::{DeviceChain, Direction, Filter, Hook, IpsecPolicy, OnDevice},
 };
+
+/// What the names of oncache's own nftables tables begin with.
+const OWN_TABLES: &str = "oncache";
 
 /// Where a device is on the way of packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +129,7 @@ pub fn on_device(
     way: &Way,
     on: &OnDevice,
     programs: &[Foreign],
+    chains: &[&DeviceChain],
     ours: &HashSet<u32>,
 ) -> BTreeSet<String> {
     let mut reasons = BTreeSet::new();
@@ -142,6 +146,8 @@ pub fn on_device(
             .iter()
             .map(|it| format!("program {} at {}", it.program, it.hook)),
     );
+    let chains = chains.iter().filter(|it| !it.table.starts_with(OWN_TABLES));
+    reasons.extend(chains.map(|it| format!("chain {} of table {}", it.name, it.table)));
     // Elsewhere a packet has met it before it reaches `egress` or `ingress`.
     if on.xdp && *way == Way::Skipped {
         reasons.insert("XDP program".to_owned());
@@ -234,7 +240,7 @@ mod tests {
 
     /// For which of [`ways`] something is a hindrance.
     fn hinders(on: &OnDevice, programs: &[Foreign]) -> [bool; 3] {
-        ways().map(|way| !on_device(&way, on, programs, &HashSet::from([OURS])).is_empty())
+        ways().map(|way| !on_device(&way, on, programs, &[], &HashSet::from([OURS])).is_empty())
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::{
     },
     control::api::NotCarried,
     datapath::foreign::foreign,
-    netlink::{ipsec_policies, on_devices},
+    netlink::{OnDevice, device_chains, ipsec_policies, on_devices},
 };
 
 impl Node {
@@ -65,6 +65,8 @@ impl Node {
         let ways = self.ways();
         let devices: HashSet<u32> = ways.keys().copied().collect();
         let on = on_devices(&devices, self.config.node.underlay_index)?;
+        let chains = device_chains()?;
+        let none = OnDevice::default();
         let mut found = Vec::new();
         for (index, (device, way)) in &ways {
             if self.config.cache.ignore_traffic_control.contains(device) {
@@ -74,9 +76,9 @@ impl Node {
                 device: device.clone(),
                 source,
             })?;
-            let none = Default::default();
-            let reasons =
-                hindrance::on_device(way, on.get(index).unwrap_or(&none), &programs, &ours);
+            let hung = on.get(index).unwrap_or(&none);
+            let chains: Vec<_> = chains.iter().filter(|chain| chain.is_on(device)).collect();
+            let reasons = hindrance::on_device(way, hung, &programs, &chains, &ours);
             let flows = match way {
                 Way::Container(name) => Flows::Container(name.clone()),
                 Way::Skipped | Way::Underlay => Flows::All,

@@ -7,6 +7,7 @@
 
 mod addresses;
 mod bridge_ports;
+mod chains;
 mod conntrack;
 mod dump;
 mod errors;
@@ -34,6 +35,7 @@ use netlink_sys::{AsyncSocket, TokioSocket};
 
 pub use addresses::Address;
 pub use bridge_ports::{BridgeEntry, PortSettings};
+pub use chains::{DeviceChain, device_chains};
 pub use conntrack::forget_connections;
 pub use errors::NetlinkError;
 pub use facts::{host_facts, underlay_facts};
