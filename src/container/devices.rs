@@ -384,7 +384,7 @@ pub async fn check_namespace(
         Some(present) => Err(ContainerError::RouteTaken {
             name,
             netns,
-            present,
+            present: Box::new(present),
             remedy: match container.route {
                 InnerRoute::Default => "--route overlay or --route none",
                 _ => "--route none",

@@ -109,7 +109,7 @@ pub enum ContainerError {
         /// The namespace as it was named.
         netns: PathBuf,
         /// The route that is there.
-        present: RouteHolder,
+        present: Box<RouteHolder>,
         /// What else could be asked for.
         remedy: &'static str,
     },

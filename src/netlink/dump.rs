@@ -55,7 +55,7 @@ impl Dumps {
         for _ in 0..DUMP_ATTEMPTS {
             let mut entries = Vec::new();
             let outcome = self.once(kind, request, |kind, body| {
-                entries.extend(parse(kind, body))
+                entries.extend(parse(kind, body));
             });
             match outcome {
                 Ok(true) => return Ok(entries),

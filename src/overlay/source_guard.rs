@@ -409,7 +409,7 @@ mod tests {
         };
         let one_by_one = |verb: &str| -> Vec<Value> {
             let mut all: Vec<Value> = source(3).elements().into();
-            all.sort_by_key(|element| element["concat"][2].to_string() == "\"0.0.0.0\"");
+            all.sort_by_key(|element| element["concat"][2] == "0.0.0.0");
             all.into_iter()
                 .map(|it| json!({ verb: elements(&[it]) }))
                 .collect()

@@ -10,4 +10,5 @@ mod namespaces;
 mod foreign_changes;
 mod foreign_rule;
 mod netlink_watch;
+mod others_churn;
 mod underlay_changes;

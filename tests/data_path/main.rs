@@ -2,6 +2,8 @@
 
 #[path = "../cached_flow/mod.rs"]
 mod cached_flow;
+#[path = "../hanging/mod.rs"]
+mod hanging;
 #[path = "../lab/mod.rs"]
 mod lab;
 #[path = "../namespaces/mod.rs"]
@@ -12,14 +14,18 @@ mod program_bench;
 mod clsact;
 mod congestion_and_priority;
 mod conntrack;
+mod ct_timeout;
 mod differential;
 mod fast_path_tcp;
 mod fast_path_udp;
+mod ipsec;
 mod netkit_link;
 mod offloads;
+mod outer_checksums;
 mod overlay_traffic;
 mod packet_classes;
 mod program_fuzz;
 mod programs;
 mod short_connections;
 mod slow_path;
+mod traffic_control;

@@ -246,7 +246,7 @@ fn body(world: &World, chance: &mut Chance, number: u32) -> Body {
 
 /// A request or an answer.
 fn chance_of_two(number: u32) -> u16 {
-    1 + u16::from(number % 2 == 0)
+    1 + u16::from(number.is_multiple_of(2))
 }
 
 fn ipv4(world: &World, chance: &mut Chance, number: u32) -> Body {

@@ -1,7 +1,6 @@
 //! Whoever is in a container forges nothing: not with an ordinary socket, not with a raw one, not by what the
 //! bridge could learn from it.
 
-#[allow(dead_code, reason = "not every test needs everything")]
 #[path = "../cached_flow/mod.rs"]
 mod cached_flow;
 #[allow(dead_code, reason = "not every test needs everything")]

@@ -55,6 +55,7 @@ pub fn config(namespace: &Namespace, host: u8, peer: u8) -> Config {
             lease: Duration::from_secs(30),
             mark_mask: MarkMask::new(0x0fff_0000).expect("the default mask"),
             attach: Attach::Auto,
+            ignore_traffic_control: Vec::new(),
         },
         policy: vec![],
         log: oncache::config::Log::default(),

@@ -1,10 +1,8 @@
 //! IPsec's policies: what they are for does not leave in the clear by the fast path, nor come in by it.
 
-mod lab;
-
 use std::{thread, time::Duration};
 
-use lab::{Hits, PATIENCE, counter, eventually, status, until_fast};
+use crate::lab::{Hits, PATIENCE, counter, eventually, status, until_fast};
 use oncache_testbed::{Container, Host, Lab, traffic::Rounds};
 
 /// `alpha` and two peers, a container on each and a second one on `alpha`.
@@ -17,7 +15,7 @@ struct Scene {
 }
 
 fn scene() -> Scene {
-    let lab = Lab::hosts(3, lab::ONCACHE);
+    let lab = Lab::hosts(3, crate::lab::ONCACHE);
     for host in lab.all() {
         host.write_config(&host.default_config().to_string());
     }

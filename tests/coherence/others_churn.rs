@@ -1,8 +1,6 @@
 //! Whatever others do to addresses, devices, routes and neighbours of their own, and however fast: what is
 //! ours is read, mended and obeyed meanwhile.
 
-mod lab;
-
 use std::{
     fmt::Write as _,
     sync::atomic::{AtomicBool, Ordering},
@@ -10,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{PATIENCE, eventually, log_since, two_hosts};
+use crate::lab::{PATIENCE, eventually, log_since, two_hosts};
 use nix::sys::signal::Signal;
 use oncache_testbed::Host;
 
@@ -94,7 +92,7 @@ fn what_others_change_at_any_rate_keeps_nothing_of_ours_from_being_done() {
         alpha.add_container("client"),
         lab.beta().add_container("server"),
     );
-    lab::until_fast([alpha, lab.beta()], &client, &server);
+    crate::lab::until_fast([alpha, lab.beta()], &client, &server);
     let vxlan_neighbour = "ip -4 neigh show dev oncache-vx0 to 10.42.2.0";
     let right = alpha.sh(vxlan_neighbour);
 
@@ -147,5 +145,5 @@ fn what_others_change_at_any_rate_keeps_nothing_of_ours_from_being_done() {
         let now = alpha.invalidations("mended-in-part");
         assert_eq!(now, in_part, "{what}: {lines:#?}");
     }
-    lab::until_fast([alpha, lab.beta()], &client, &server);
+    crate::lab::until_fast([alpha, lab.beta()], &client, &server);
 }

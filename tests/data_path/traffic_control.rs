@@ -1,8 +1,5 @@
 //! What others hang on the devices that packets pass: the fast path carries nothing past it.
 
-mod hanging;
-mod lab;
-
 use std::{
     net::UdpSocket,
     os::fd::OwnedFd,
@@ -14,8 +11,8 @@ use std::{
     time::Duration,
 };
 
-use hanging::{TCX_EGRESS, TCX_INGRESS, attach_tcx, bpf_filter, pin_xdp};
-use lab::{Hits, PATIENCE, counter, epoch, eventually, log_since, status, two_hosts};
+use crate::hanging::{TCX_EGRESS, TCX_INGRESS, attach_tcx, bpf_filter, pin_xdp};
+use crate::lab::{Hits, PATIENCE, counter, epoch, eventually, log_since, status, two_hosts};
 use oncache_testbed::{Container, Host, Lab};
 
 const PORT: u16 = 7000;

@@ -1,11 +1,9 @@
 //! Nothing that the daemon does by itself takes a living container away: not with another state, not
 //! under another configuration, not on a full disk, and not by the name of somebody else.
 
-mod lab;
-
 use std::{fs, thread, time::Duration};
 
-use lab::{PATIENCE, assert_same, eventually, refused, status, two_hosts};
+use crate::lab::{PATIENCE, assert_same, eventually, refused, status, two_hosts};
 use nix::sys::signal::Signal;
 use oncache::container::devices::host_device;
 use oncache_testbed::{Container, Host, Lab, traffic};
@@ -202,7 +200,7 @@ fn a_changed_vni_takes_the_tunnel_and_no_container() {
     alpha.write_config(&alpha.default_config().vni(77).to_string());
     alpha.signal(Signal::SIGHUP);
     assert!(alpha.wait_notified("READY=1", 2, PATIENCE));
-    let said = lab::log_since(alpha, log).join("\n");
+    let said = crate::lab::log_since(alpha, log).join("\n");
     println!("{said}");
     assert!(
         said.contains("reload refused")
@@ -259,7 +257,7 @@ fn leftovers_are_cleaned_and_strangers_stay() {
     host.write_config(&host.default_config().lease("5s").to_string());
     host.signal(Signal::SIGHUP);
     assert!(host.wait_notified("READY=1", 2, PATIENCE));
-    let said = lab::log_since(host, log).join("\n");
+    let said = crate::lab::log_since(host, log).join("\n");
     println!("{said}");
     assert!(
         said.contains("onc-stranger") && said.contains("it stays"),
@@ -380,7 +378,7 @@ fn of_two_names_with_one_hash_the_second_is_told_of_the_first() {
     let host = lab.alpha();
     let first = host.add_container(NAMES[0]);
     let client = lab.beta().add_container("client");
-    lab::until_fast([host, lab.beta()], &client, &first);
+    crate::lab::until_fast([host, lab.beta()], &client, &first);
     let before = host.snapshot();
     let line = refused(host, &["container", "add", NAMES[1]]);
     println!("{line}");
@@ -391,7 +389,7 @@ fn of_two_names_with_one_hash_the_second_is_told_of_the_first() {
         "{line}"
     );
     assert_same(&before, &host.snapshot(), "a name with the same hash");
-    lab::until_fast([host, lab.beta()], &client, &first);
+    crate::lab::until_fast([host, lab.beta()], &client, &first);
 }
 
 #[test]

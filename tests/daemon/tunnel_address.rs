@@ -1,16 +1,12 @@
 //! Which address of the underlay device is the tunnel's, where the file does not say: generated sequences of
 //! addresses that come and go, against a reference.
 
-mod lab;
-#[allow(dead_code, reason = "not every test needs everything")]
-mod seed;
-
 use std::{net::Ipv4Addr, thread::sleep, time::Duration};
 
-use lab::{PATIENCE, eventually, log_since, two_hosts};
+use crate::lab::{PATIENCE, eventually, log_since, two_hosts};
+use crate::seed::Random;
 use nix::sys::signal::Signal;
 use oncache_testbed::{Host, traffic};
-use seed::Random;
 
 /// Longer than the daemon gathers notifications.
 const SETTLED: Duration = Duration::from_millis(200);
@@ -67,7 +63,7 @@ fn tunnel(host: &Host) -> Ipv4Addr {
 }
 
 fn warns(host: &Host) -> bool {
-    let status = lab::status(host);
+    let status = crate::lab::status(host);
     let warnings = status["warnings"].as_array().expect("warnings");
     warnings
         .iter()
@@ -81,7 +77,7 @@ fn has(host: &Host, address: Ipv4Addr) -> bool {
 /// The tunnel is at `chosen`, and `status` says whether the device is, too.
 fn check(host: &Host, chosen: Ipv4Addr, history: &[String]) {
     assert_eq!(tunnel(host), chosen, "{history:#?}");
-    let status = lab::status(host);
+    let status = crate::lab::status(host);
     assert_eq!(status["address"], chosen.to_string(), "{history:#?}");
     let away = !has(host, chosen);
     eventually(
@@ -102,7 +98,7 @@ fn a_flap_beside_a_service_address_does_not_move_the_tunnel() {
         alpha.add_container("client"),
         lab.beta().add_container("server"),
     );
-    lab::until_fast([alpha, lab.beta()], &client, &server);
+    crate::lab::until_fast([alpha, lab.beta()], &client, &server);
     alpha.run(&["ip", "address", "add", VIP, "dev", "eth1"]);
     let (from, in_part) = (alpha.log().len(), alpha.invalidations("mended-in-part"));
 
@@ -122,7 +118,7 @@ fn a_flap_beside_a_service_address_does_not_move_the_tunnel() {
 
     alpha.run(&["ip", "address", "add", OWN, "dev", "eth1"]);
     eventually("status warns no more", PATIENCE, || !warns(alpha));
-    lab::until_fast_again([alpha, lab.beta()], &client, &server);
+    crate::lab::until_fast_again([alpha, lab.beta()], &client, &server);
     let lines = log_since(alpha, from);
     println!("{lines:#?}");
     let said = |level: &str, what: &str| {

@@ -1,15 +1,13 @@
 //! What is for an address of the overlay's network that no container has is refused where it comes from,
 //! and leaves no host.
 
-mod lab;
-
 use std::{
     io::ErrorKind,
     net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     time::Duration,
 };
 
-use lab::{PATIENCE, assert_same, eventually, two_hosts, until_fast};
+use crate::lab::{PATIENCE, assert_same, eventually, two_hosts, until_fast};
 use nix::sys::signal::Signal;
 use oncache_testbed::{Capture, Host, Place};
 
@@ -107,9 +105,13 @@ fn somebody_elses_route_for_the_network_stays_and_is_named_once() {
     );
     until_fast([alpha, lab.beta()], &client, &server);
     let words = "10.42.0.0/16 via 192.168.50.12 dev eth1 proto 4";
-    let epoch = lab::epoch(alpha);
+    let epoch = crate::lab::epoch(alpha);
     std::thread::sleep(Duration::from_secs(6));
-    assert_eq!(lab::epoch(alpha), epoch, "no new epoch at each comparison");
+    assert_eq!(
+        crate::lab::epoch(alpha),
+        epoch,
+        "no new epoch at each comparison"
+    );
     assert_eq!(alpha.log().matches(words).count(), 1, "one line, once");
     let status = alpha.oncache_ok(&["status"]);
     assert!(status.contains(&format!("({words})")), "{status}");

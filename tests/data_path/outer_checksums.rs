@@ -1,8 +1,6 @@
 //! A peer that is not oncache and computes outer UDP checksums: what the kernel takes as right is carried,
 //! what it has to verify takes the slow path, and what is wrong never arrives. What is sent to it is fast.
 
-mod lab;
-
 use std::{
     env,
     io::{Read as _, Write as _},
@@ -56,7 +54,7 @@ fn counted(host: &Host, work: impl FnOnce()) -> [u64; 3] {
 
 #[test]
 fn aggregates_with_checksums_are_carried_and_single_packets_go_the_slow_path() {
-    let lab = lab::two_hosts();
+    let lab = crate::lab::two_hosts();
     let beta = lab.beta();
     let plain = plain_host(&lab, "udpcsum");
     beta.start();
@@ -83,7 +81,7 @@ fn aggregates_with_checksums_are_carried_and_single_packets_go_the_slow_path() {
 
 #[test]
 fn what_the_receiving_host_has_verified_is_carried() {
-    let lab = lab::two_hosts();
+    let lab = crate::lab::two_hosts();
     let beta = lab.beta();
     // Checksums are on the wire, and verified where packets are put together (GRO).
     lab.alpha().sh("ethtool -K eth1 tx off tso off gso off");
@@ -203,8 +201,8 @@ fn what_a_peer_with_checksums_costs() {
     let former = env::var("ONCACHE_FORMER").ok();
     for checksums in ["udpcsum", "noudpcsum"] {
         let mut beds = vec![
-            Bed::new("without the cache", lab::ONCACHE, checksums, false),
-            Bed::new("with the cache", lab::ONCACHE, checksums, true),
+            Bed::new("without the cache", crate::lab::ONCACHE, checksums, false),
+            Bed::new("with the cache", crate::lab::ONCACHE, checksums, true),
         ];
         if let Some(former) = &former {
             beds.push(Bed::new("the former one", former, checksums, true));

@@ -1,14 +1,12 @@
 //! Whatever somebody writes, however long: what is said about it has a sensible length, and still says
 //! what is wrong.
 
-mod lab;
-
 use std::{
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
 };
 
-use lab::{PATIENCE, two_hosts};
+use crate::lab::{PATIENCE, two_hosts};
 use nix::sys::signal::Signal;
 use oncache_testbed::Host;
 
@@ -181,7 +179,7 @@ fn a_long_argument_is_not_repeated_whole() {
     host.write_config(&format!("{}\n{}\n", right(host), "z".repeat(LONG)));
     host.signal(Signal::SIGHUP);
     assert!(host.wait_notified("READY=1", 2, PATIENCE));
-    let said = lab::log_since(host, before).join("\n");
+    let said = crate::lab::log_since(host, before).join("\n");
     assert!(said.contains("reload refused"), "{said}");
     assert_lines("a reload", &said);
     for letter in host.notifications() {

@@ -1,8 +1,6 @@
 //! What a container reaches by its gateway is chosen when it is added, and stays so.
 
-mod lab;
-
-use lab::{PATIENCE, assert_same, eventually, refused, two_hosts};
+use crate::lab::{PATIENCE, assert_same, eventually, refused, two_hosts};
 use nix::sys::signal::Signal;
 use oncache_testbed::{Container, Place, traffic};
 

@@ -1,8 +1,6 @@
 //! Timeouts that nftables gives to single connections: the lease is shorter than any of them, or a firewall
 //! that takes no connection in mid-flow would cut one whose packets the fast path carries.
 
-mod lab;
-
 use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -10,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Hits, PATIENCE, eventually, status, two_hosts};
+use crate::lab::{Hits, PATIENCE, eventually, status, two_hosts};
 use oncache_testbed::{Container, Host, Lab};
 
 const TCP: u16 = 7001;

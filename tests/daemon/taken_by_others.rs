@@ -1,14 +1,12 @@
 //! What the overlay wants and somebody else has: `check` and `run` say the same, in one line that names
 //! what, which object, who has it and what to do; and nothing is touched.
 
-mod lab;
-
 use std::{
     net::{SocketAddr, UdpSocket},
     process,
 };
 
-use lab::{PATIENCE, assert_same, complaint, eventually, two_hosts};
+use crate::lab::{PATIENCE, assert_same, complaint, eventually, two_hosts};
 use oncache_testbed::Host;
 
 /// A conflict: what makes it, what takes it away, and the words that its line has to have.
@@ -325,7 +323,7 @@ fn what_is_taken_while_the_daemon_runs_is_said_by_its_holder() {
         host.run(&["ip", "-batch", "/run/testbed/batch"]);
         let mut line = String::new();
         eventually(batch, PATIENCE, || {
-            let said = lab::log_since(host, before);
+            let said = crate::lab::log_since(host, before);
             let found = said.iter().find(|line| line.contains("reconcile: "));
             line = found.cloned().unwrap_or_default();
             found.is_some()
