@@ -158,6 +158,12 @@ fn what_somebody_changes_at_the_ports_is_mended() {
         port() == settings && entries(alpha) == before
     });
     the_neighbour_is_where_it_was(&scene);
+    // Of one that is down inside the host asks, so that senders hear that there is nobody.
+    let asked = || !neighbour().contains("PERMANENT");
+    scene.mate.run(&["ip", "link", "set", "eth0", "down"]);
+    eventually("its neighbour entry is gone", PATIENCE, asked);
+    scene.mate.run(&["ip", "link", "set", "eth0", "up"]);
+    eventually("it is back", PATIENCE, || !asked());
     // They go with the container.
     alpha.remove_container("mate");
     assert_eq!(entries(alpha).len(), 1);

@@ -14,6 +14,7 @@ fn link(name: &str, kind: &str, mac: Mac) -> Link {
         up: true,
         carrier: true,
         forwarding: false,
+        port: None,
         controller: None,
         kind: Some(kind.into()),
         port: None,
