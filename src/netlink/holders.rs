@@ -102,7 +102,12 @@ impl Netlink {
         request.header.table = RouteHeader::RT_TABLE_MAIN;
         let request = RouteNetlinkMessage::GetRoute(request);
         let parse = |entry| route(entry).filter(&wanted);
-        let mut found = self.dump("list routes", request, parse).await?;
+        // A namespace that has never had a route has no table (net/ipv4/fib_frontend.c,
+        // `inet_dump_fib`).
+        let mut found = match self.dump("list routes", request, parse).await {
+            Err(error) if error.is_absent() => Vec::new(),
+            outcome => outcome?,
+        };
         for route in &mut found {
             if let Some(device) = route.device {
                 route.device_name = Some(self.label(device).await);

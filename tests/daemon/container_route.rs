@@ -166,6 +166,9 @@ fn a_route_that_is_there_is_named_and_stays() {
         }
         place.sh(&format!("ip route del {route}"));
     }
+    // A namespace in which nothing has happened yet, not even to its loopback device.
+    host.run(&["ip", "netns", "add", "bare"]);
+    host.oncache_ok(&["container", "add", "bare", "--netns", "/run/netns/bare"]);
     // One of another metric is in nobody's way.
     place.sh("ip route add default via 192.0.2.1 metric 100");
     host.oncache_ok(&["container", "add", "new", "--netns", "/run/netns/old"]);
