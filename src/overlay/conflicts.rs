@@ -65,7 +65,7 @@ pub enum Conflict {
         /// The destination.
         destination: ipnet::Ipv4Net,
         /// The route.
-        holder: RouteHolder,
+        holder: Box<RouteHolder>,
     },
     /// Another device has an address of this host's subnet.
     #[error(
@@ -329,7 +329,7 @@ async fn routes(
         .into_iter()
         .map(|holder| Conflict::Route {
             destination: holder.destination,
-            holder,
+            holder: Box::new(holder),
         })
         .collect())
 }
