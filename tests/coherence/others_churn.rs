@@ -45,7 +45,7 @@ fn kinds() -> Vec<(&'static str, String)> {
         ),
         (
             "routes",
-            both(10_000, &|verb, it| {
+            both(3_000, &|verb, it| {
                 format!("route {verb} 172.21.{}/32 dev other0", low(it))
             }),
         ),
