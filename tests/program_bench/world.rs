@@ -309,6 +309,13 @@ pub fn behind(host: Ipv4Addr) -> HostWord {
     HostWord::new(key(REMOTE), key(host), EPOCH)
 }
 
+/// The container that all packets are from or to is withheld.
+pub fn withhold(maps: &mut Maps) {
+    if let Some(local) = maps.containers.get_mut(&key(LOCAL)) {
+        local.withheld = 1;
+    }
+}
+
 /// The local container with its MAC headers.
 pub fn reachable() -> LocalContainer {
     LocalContainer {

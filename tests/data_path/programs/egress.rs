@@ -162,6 +162,16 @@ fn uncached() -> Vec<Case> {
     let miss = |name, reason| case(name, sent_udp(100)).misses(reason);
     vec![
         miss("unknown flow", NoFlow).given(|maps| maps.flows.clear()),
+        case("unknown flow, withheld", sent_udp(100))
+            .given(|maps| {
+                maps.flows.clear();
+                withhold(maps);
+            })
+            .refused(Withheld),
+        // What is learned goes on until the epoch is raised.
+        case("known flow, withheld", sent_udp(100))
+            .given(withhold)
+            .hits_the_wire(),
         case("another source port", sent_udp(100).bytes(TRANSPORT, &[1])).misses(NoFlow),
         case(
             "another destination port",

@@ -57,6 +57,9 @@ fn unfit() -> Vec<Case> {
         case("inner options", inner(|ip| ip[0] = 0x46)).refused(IpOptions),
         case("inner ICMP", inner(|ip| ip[9] = 1)).refused(OtherProtocol),
         case("to the internet", inner(|ip| ip[16] = 8)).refused(OutsideNetwork),
+        case("withheld", encapsulated_udp(100))
+            .given(withhold)
+            .refused(Withheld),
         case("from no container of ours", inner(|ip| ip[15] = 9)).refused(NoContainer),
         case("to a host that is no peer", outer(|ip| ip[19] = 99)).refused(NotPeer),
     ]

@@ -189,6 +189,16 @@ fn uncached() -> Vec<Case> {
     let miss = |name: &str, reason| case(name, arriving_udp(100)).misses(reason);
     vec![
         miss("unknown flow", NoFlow).given(|maps| maps.flows.clear()),
+        case("unknown flow, withheld", arriving_udp(100))
+            .given(|maps| {
+                maps.flows.clear();
+                withhold(maps);
+            })
+            .refused(Withheld),
+        // What is learned goes on until the epoch is raised.
+        case("known flow, withheld", arriving_udp(100))
+            .given(withhold)
+            .hits_the_container(),
         case(
             "another source port",
             arriving_udp(100).bytes(TRANSPORT, &[1]),

@@ -40,6 +40,9 @@ fn unfit() -> Vec<Case> {
         .refused(Truncated),
         case("fragment", ip(|ip| ip[6] = 0x20)).refused(Fragment),
         case("ICMP", ip(|ip| ip[9] = 1)).refused(OtherProtocol),
+        case("withheld", delivered_udp(100))
+            .given(withhold)
+            .refused(Withheld),
         case("to no container of ours", ip(|ip| ip[19] = 9)).refused(NoContainer),
         bytes("not from the gateway", 11, &[9], NotGateway),
         case("by another container's device", delivered_udp(100))
