@@ -87,7 +87,7 @@ for device in ("veth", "netkit"):
         renewed = missed.get("lease-expired", 0)
         print(f"{device}: {sent} sent, {came} received, {late} after a later one; at alpha {renewed} packets by the slow path "
               f"for a lease of 1 s in {SECONDS} s, {after['egress', 'hit'] - before.get(('egress', 'hit'), 0)} fast")
-        assert renewed > 0 and came > 1000, (renewed, came)
+        assert renewed > 0 and came > 100, (renewed, came)
         # A lease and direction: what the slow path had of the flow at that moment may be overtaken, and no more.
         assert late <= sum(missed.values()) * 2, (late, missed)
         beta.succeed("kill $(cat /tmp/receiver)")

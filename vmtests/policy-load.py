@@ -176,7 +176,17 @@ for round in range(ROUNDS):
         retry(lambda _: going(denied - 1), 90)
         enter(denied, host, "oncache policy apply /tmp/deny.toml && ")
         enter(denied, other)
-        host.succeed("sleep 1")
+
+        def watched(_last):
+            """Enough was sent since, on all flows and from both ends, and what is not denied is fast again."""
+            reports = {it.name: report(it) for it in (alpha, beta)}
+            return set(range(DENIED, FLOWS)) <= fast(host) and all(
+                sum(flow[0].get(denied, 0) for flow in reports[sender][:DENIED]) > 20
+                and sum(flow[1].get(denied, 0) for flow in reports[receiver][DENIED:]) > 20
+                for sender, receiver in (("alpha", "beta"), ("beta", "alpha"))
+            )
+
+        retry(watched, 60)
         still = fast(host)
         reports = {it.name: report(it) for it in (alpha, beta)}
         sums = {}

@@ -54,9 +54,10 @@ with subtest("a stream between them"):
     for host in (alpha, beta):
         host.succeed(f"{capture} >/dev/null 2>&1 & echo $! >/tmp/tcpdump")
         host.wait_for_file("/tmp/bridge.pcap")
-    report = json.loads(alpha.succeed("ip netns exec web iperf3 --client 10.42.2.2 --time 5 --json"))
+    report = json.loads(alpha.succeed("ip netns exec web iperf3 --client 10.42.2.2 --bytes 256M --json"))
     moved = report["end"]["sum_received"]["bytes"]
-    assert moved > 1_000_000, f"only {moved} bytes arrived"
+    # The server counts until the client says that it is done, not until all is there.
+    assert moved > 128 << 20, f"only {moved} bytes arrived"
     print(f"stream: {moved} bytes, {report['end']['sum_received']['bits_per_second'] / 1e6:.0f} Mbit/s")
 
 with subtest("it was carried by the fast path"):

@@ -18,8 +18,10 @@ const CLIENT_PORT: u16 = 7100;
 const PACE: Duration = Duration::from_micros(500);
 /// A denied flow that has been silent for so long stays silent.
 const SILENCE: Duration = Duration::from_millis(80);
-/// The hard bound.
-const LEASE: Duration = Duration::from_secs(2);
+/// The hard bound: half of conntrack's time-out of a UDP flow that has not been answered for long.
+const LEASE: Duration = Duration::from_secs(15);
+/// A rule that nobody has heard of lets a flow that was learned a moment ago go on for longer.
+const HEARD_OF: Duration = Duration::from_secs(5);
 /// The goal.
 const GOAL: Duration = Duration::from_millis(50);
 
@@ -126,8 +128,8 @@ fn deny(traffic: &Traffic, host: &Host, flow: usize) -> Round {
     let over = |since: u64| traffic.now() >= since + silence;
     while !(over(denied) && over(traffic.arrived[flow].load(Relaxed))) {
         assert!(
-            traffic.now() < denied + 4 * 1_000_000,
-            "{}: a denied flow goes on after two leases",
+            Duration::from_micros(traffic.now() - denied) < HEARD_OF,
+            "{}: a denied flow goes on: the rule is not heard of",
             host.name
         );
         thread::sleep(Duration::from_millis(5));
@@ -156,10 +158,6 @@ impl Quantiles {
         Self([at(50), at(99), at(100)])
     }
 
-    const fn median(&self) -> Duration {
-        self.0[0]
-    }
-
     const fn max(&self) -> Duration {
         self.0[2]
     }
@@ -172,8 +170,9 @@ impl fmt::Display for Quantiles {
     }
 }
 
-/// Judges rounds by the hard bound, and says whether the goal was reached.
-fn judge(what: &str, rounds: &[Round]) {
+/// Says what the rounds took, and whether the goal was reached. That each rule was heard of, and none
+/// waited for the end of a lease, [`deny`] has seen.
+fn report(what: &str, rounds: &[Round]) {
     let arrivals = Quantiles::of(rounds.iter().map(|round| round.last_arrival));
     let sendings = Quantiles::of(rounds.iter().map(|round| round.last_sending));
     let starts = Quantiles::of(rounds.iter().map(|round| round.from_start));
@@ -192,13 +191,7 @@ fn judge(what: &str, rounds: &[Round]) {
     } else {
         "MISSED"
     };
-    println!("  goal of {GOAL:?}: {reached}; bound of {LEASE:?}: the lease");
-    assert!(arrivals.max() < LEASE, "{what}: longer than the lease");
-    // The lease alone would make it half a lease on average.
-    assert!(
-        arrivals.median() < LEASE / 8,
-        "{what}: rules are not heard of"
-    );
+    println!("  goal of {GOAL:?}: {reached}; the lease of {LEASE:?} bounds what nobody hears of");
 }
 
 /// How long the kernel takes to wait for running programs, which a call that raises the epoch does
@@ -218,7 +211,7 @@ fn grace_periods() -> Quantiles {
 fn a_foreign_rule_stops_a_fast_flow_long_before_its_lease_ends() {
     let lab = Lab::two_hosts(ONCACHE);
     for host in lab.all() {
-        host.write_config(&host.default_config().lease("2s").to_string());
+        host.write_config(&host.default_config().lease("15s").to_string());
     }
     lab.start();
     let client = lab.alpha().add_container("client");
@@ -246,8 +239,8 @@ fn a_foreign_rule_stops_a_fast_flow_long_before_its_lease_ends() {
                 .map(|round| deny(&traffic, host, round % FLOWS))
                 .collect()
         };
-        judge("where the flow arrives", &rounds(lab.beta(), 45));
-        judge("where the flow is sent", &rounds(lab.alpha(), 45));
+        report("where the flow arrives", &rounds(lab.beta(), 45));
+        report("where the flow is sent", &rounds(lab.alpha(), 45));
         scope.spawn(|| {
             while !traffic.ended.load(Relaxed) {
                 lab.beta().oncache_ok(&["status"]);
@@ -256,7 +249,7 @@ fn a_foreign_rule_stops_a_fast_flow_long_before_its_lease_ends() {
             }
         });
         eventually("the daemon is busy", PATIENCE, || busy.load(Relaxed));
-        judge(
+        report(
             "with a daemon that is asked all the time",
             &rounds(lab.beta(), 20),
         );

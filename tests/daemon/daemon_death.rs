@@ -18,7 +18,6 @@ fn a_transfer_survives_the_death_of_both_daemons_on_the_fast_path() {
     let server = lab.beta().add_container("server");
     let before: Vec<_> = lab.all().iter().map(Host::counters).collect();
     let running = Transfer::new(&client, &server, 9001)
-        .bytes(120 * MEGABYTE)
         .direction(Direction::Both)
         .pace(40 * MEGABYTE)
         .start();
@@ -37,12 +36,12 @@ fn a_transfer_survives_the_death_of_both_daemons_on_the_fast_path() {
                 .is_some_and(|tcp| tcp.payload_length() > 0 && !tcp.flags().any(TcpFlags::FIN))
         })
         .start();
-    let report = running.wait();
-    println!("daemons killed at {after_death} bytes; {report}");
     assert!(
-        after_death < 200 * MEGABYTE,
-        "it was over before the daemons died"
+        running.wait_progress(200 * MEGABYTE, 3 * PATIENCE),
+        "it does not go on"
     );
+    let report = running.stop();
+    println!("daemons killed at {after_death} bytes; {report}");
     assert!(report.intact(), "{report}");
     let recording = slow.stop();
     println!(
@@ -156,7 +155,7 @@ fn restarts_lose_no_packet_and_the_flow_is_learned_again_at_once() {
     let counters = lab.alpha().counters();
     println!("alpha: {counters}");
     assert_eq!((report.lost, report.wrong), (0, 0), "{report}");
-    assert!(report.completed > 10_000, "{report}");
+    assert!(report.completed > 500, "{report}");
     let missed = report
         .completed
         .saturating_sub(counters.get("egress", "hit"));

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::builds::{Build, Builds};
-use crate::lab::until_fast;
+use crate::lab::{PATIENCE, until_fast};
 use crate::seed::Random;
 use nix::sys::signal::Signal;
 use oncache::control::api::{HitRatio, Stats};
@@ -24,10 +24,10 @@ const CONVERSATIONS: usize = 8;
 /// How long a frozen daemon stays frozen.
 const FROZEN: Duration = Duration::from_secs(5);
 
-/// How long a daemon may be back until the hit ratio is what it was, and in how many parts that
-/// is looked at.
-const BACK_WITHIN: Duration = Duration::from_secs(1);
-const PARTS: u32 = 5;
+/// How often it is looked whether the hit ratio is what it was.
+const LOOK: Duration = Duration::from_millis(200);
+/// Packets that a hit ratio is made of.
+const ENOUGH: u64 = 200;
 
 /// What happens to a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,7 +67,7 @@ struct Outcome {
     away: Duration,
     /// From its return until the hit ratio was above 99 % again.
     back: Duration,
-    /// The ratio of the part of a second in which that was seen, the lesser of out and in.
+    /// The ratio when that was seen, the lesser of out and in.
     ratio: f64,
 }
 
@@ -90,24 +90,27 @@ fn ratio(before: &Stats, after: &Stats) -> (f64, u64) {
     (egress.unwrap_or(0.0).min(ingress.unwrap_or(0.0)), packets)
 }
 
-/// Watches the second after a daemon's return, until the ratio is above 99 % in a part of it.
+/// Waits after a daemon's return until the ratio is above 99 %. How soon that is, is the machine's.
 fn hits_are_back(host: &Host) -> (Duration, f64) {
     // It is back when it answers.
     let mut former = stats(host);
     let begun = Instant::now();
     let mut seen = Vec::new();
-    for part in 1..=PARTS {
-        thread::sleep((BACK_WITHIN / PARTS * part).saturating_sub(begun.elapsed()));
+    while begun.elapsed() < PATIENCE {
+        thread::sleep(LOOK);
         let now = stats(host);
         let (ratio, packets) = ratio(&former, &now);
+        if packets <= ENOUGH {
+            continue;
+        }
         seen.push(format!("{:.2} % of {packets} packets", ratio * 100.0));
-        if ratio > 0.99 && packets > 200 {
+        if ratio > 0.99 {
             return (begun.elapsed(), ratio);
         }
         former = now;
     }
     panic!(
-        "{}: within {BACK_WITHIN:?} of its daemon's return: {seen:?}",
+        "{}: within {PATIENCE:?} of its daemon's return: {seen:?}",
         host.name
     );
 }

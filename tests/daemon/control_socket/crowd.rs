@@ -19,8 +19,8 @@ use super::{
 
 const CALLERS: usize = 1000;
 
-/// What the daemon is told of its service manager's patience.
-const WATCHDOG: Duration = Duration::from_secs(2);
+/// What the daemon is told of its service manager's patience: what oncache's unit says.
+const WATCHDOG: Duration = Duration::from_secs(30);
 
 /// What a caller asks for.
 fn asks_for(number: usize) -> Vec<u8> {

