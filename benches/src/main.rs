@@ -5,6 +5,7 @@
 mod applications;
 mod column;
 mod cpu;
+mod crowd;
 mod daemon;
 mod document;
 mod entries;
@@ -67,7 +68,7 @@ struct Arguments {
     /// Only this kind of wire.
     #[arg(long, value_enum)]
     wire: Option<Wire>,
-    /// Instead: the same with ever more flows, peers or containers.
+    /// Instead: the same with ever more flows, peers or containers, or more flows than places.
     #[arg(long, value_enum, value_delimiter = ',')]
     sweep: Vec<Sweep>,
     /// Instead: memcached, PostgreSQL and nginx.
@@ -125,12 +126,13 @@ fn built(arguments: &Arguments) -> Result<(), String> {
 fn sweeps(arguments: &Arguments) -> Result<(), String> {
     built(arguments)?;
     let effort = effort(arguments);
+    let variants = variants(arguments)?;
     let mut all: Vec<(Sweep, Vec<Row>)> = Vec::new();
     for sweep in Sweep::ALL {
         if !arguments.sweep.contains(&sweep) {
             continue;
         }
-        let rows = sweep.run(&arguments.oncache, effort, arguments.most)?;
+        let rows = sweep.run(&arguments.oncache, &variants, effort, arguments.most)?;
         println!("\nBy {}.\n", sweep.name());
         print!(
             "{}",
@@ -231,20 +233,26 @@ fn chosen_columns(arguments: &Arguments) -> Result<Vec<Column>, String> {
     if !arguments.columns.is_empty() {
         columns.retain(|column| arguments.columns.contains(&column.name));
     }
-    for variant in &arguments.variant {
-        let (name, path) = variant
-            .split_once('=')
-            .ok_or_else(|| format!("--variant {variant}: not NAME=PATH"))?;
-        columns.push(Column {
-            name: name.to_owned(),
-            kind: Kind::Oncache,
-            oncache: path.into(),
-        });
-    }
+    columns.extend(variants(arguments)?);
     if columns.is_empty() {
         return Err("no column is left; there are host0, host, overlay, oncache, floor".to_owned());
     }
     Ok(columns)
+}
+
+/// The columns by other binaries.
+fn variants(arguments: &Arguments) -> Result<Vec<Column>, String> {
+    let column = |variant: &String| {
+        let (name, path) = variant
+            .split_once('=')
+            .ok_or_else(|| format!("--variant {variant}: not NAME=PATH"))?;
+        Ok(Column {
+            name: name.to_owned(),
+            kind: Kind::Oncache,
+            oncache: path.into(),
+        })
+    };
+    arguments.variant.iter().map(column).collect()
 }
 
 fn chosen_workloads(arguments: &Arguments) -> Result<Vec<Workload>, String> {

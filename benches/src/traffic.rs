@@ -16,7 +16,7 @@ use oncache_testbed::Container;
 
 use crate::{
     cpu::{SoftirqDaemon, ThreadClock, pin},
-    spread,
+    crowd, spread,
 };
 
 /// A kind of traffic.
@@ -35,6 +35,8 @@ pub enum Workload {
     /// Small datagrams, each of another of so many flows, one way; their entries have to be in the
     /// filter caches before, see `entries.rs`.
     Spread(u32),
+    /// An exchange of each of so many flows in turn, see `crowd.rs`.
+    Crowd(u32),
 }
 
 impl Workload {
@@ -66,7 +68,9 @@ impl Workload {
     /// What the rate counts.
     pub const fn rate_unit(self) -> &'static str {
         match self {
-            Self::TcpRounds | Self::UdpRounds | Self::TcpConnections => "thousand/s",
+            Self::TcpRounds | Self::UdpRounds | Self::TcpConnections | Self::Crowd(_) => {
+                "thousand/s"
+            }
             Self::Datagrams(64) | Self::Spread(_) => "thousand packets/s",
             Self::Datagrams(_) | Self::TcpStreams(_) => "Gbit/s",
         }
@@ -75,7 +79,9 @@ impl Workload {
     /// What the CPU time is per.
     pub const fn cost_unit(self) -> &'static str {
         match self {
-            Self::TcpRounds | Self::UdpRounds | Self::TcpConnections => "us per transaction",
+            Self::TcpRounds | Self::UdpRounds | Self::TcpConnections | Self::Crowd(_) => {
+                "us per transaction"
+            }
             Self::Datagrams(_) | Self::Spread(_) => "us per packet",
             Self::TcpStreams(_) => "us per MB",
         }
@@ -103,7 +109,7 @@ impl Workload {
     /// transaction or two is never established long enough.
     pub const fn least_hit_ratio(self) -> Option<f64> {
         match self {
-            Self::TcpConnections => None,
+            Self::TcpConnections | Self::Crowd(_) => None,
             _ => Some(0.99),
         }
     }
@@ -119,6 +125,7 @@ impl fmt::Display for Workload {
             Self::TcpStreams(1) => f.write_str("TCP stream"),
             Self::TcpStreams(flows) => write!(f, "TCP {flows} streams"),
             Self::Spread(flows) => write!(f, "UDP over {flows} flows"),
+            Self::Crowd(flows) => write!(f, "UDP_RR of {flows} flows"),
         }
     }
 }
@@ -309,6 +316,11 @@ fn start<'scope>(
         Workload::Spread(flows) => {
             let ends = spread::Ends::new(client, server, flows)?;
             scope.spawn(move || run.end(cpu, || ends.bursts(run)));
+            Ok(1)
+        }
+        Workload::Crowd(flows) => {
+            let ends = crowd::Ends::new(client, server, flows)?;
+            scope.spawn(move || run.end(cpu, || ends.exchange(run)));
             Ok(1)
         }
         Workload::TcpConnections => {

@@ -23,7 +23,7 @@ use crate::{
     counters::{count, counted},
     inner::{self, Inner},
     jiffy::Jiffy,
-    learning::{Place, close_flow},
+    learning::{NO_PLACE, Place, close_flow, is_turned_away},
     maps::{EGRESS_HOST, INGRESS, constant, mac_constant, settings},
     packet::{Skb, mac_at},
 };
@@ -57,8 +57,9 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
         return Err(Some(Reason::TtlExpires));
     }
     let key = inner.key_from_local();
+    let mut has_place = true;
     if inner.changes_state {
-        close_flow(&key);
+        has_place = close_flow(&key);
         if !inner.accepts {
             return Err(Some(Reason::TcpState));
         }
@@ -68,6 +69,9 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
     }
     let settings = settings().ok_or(Reason::HelperFailed)?;
     if inner.accepts {
+        if !has_place && is_turned_away(settings.lease) {
+            return Err(Some(Reason::Crowded));
+        }
         let reason = missed(skb, &inner, Reason::SynAck, settings.epoch);
         return Err(Some(reason));
     }
@@ -79,6 +83,8 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
             count(Program::Egress, Reason::Hit);
             Ok(action)
         }
+        Err(NO_PLACE) if is_turned_away(settings.lease) => Err(Some(Reason::Crowded)),
+        Err(NO_PLACE) => Err(Some(missed(skb, &inner, Reason::NoFlow, settings.epoch))),
         Err(reason) => Err(Some(missed(skb, &inner, reason, settings.epoch))),
     }
 }
@@ -161,7 +167,7 @@ fn cached(
     settings: &Settings,
 ) -> Result<Way, Reason> {
     let epoch = settings.epoch;
-    let place = Place::of(key).ok_or(Reason::NoFlow)?;
+    let place = Place::of(key).ok_or(NO_PLACE)?;
     judge(place.verdict(), key, has_payload, now, epoch)?;
     let local = place.local(key, epoch).ok_or(Reason::ContainerUnlearned)?;
     let [destination, source] = macs(skb)?;

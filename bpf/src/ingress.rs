@@ -15,7 +15,7 @@ use crate::{
     egress::judge,
     inner::{self, Inner},
     jiffy,
-    learning::{Place, close_flow},
+    learning::{NO_PLACE, Place, close_flow, is_turned_away},
     maps::{EGRESS_HOST, INGRESS, constant, mac_constant, settings},
     outer::{self, Outer},
     packet::Skb,
@@ -48,15 +48,21 @@ fn refused(skb: &Skb, source: u32, reason: Reason) -> Result<Reason, Reason> {
     if EGRESS_HOST.get_ptr(&source).is_none() {
         return Err(Reason::NotPeer);
     }
+    let settings = settings().ok_or(Reason::HelperFailed)?;
+    let mut reason = reason;
+    if reason == NO_PLACE {
+        if is_turned_away(settings.lease) {
+            return Err(Reason::Crowded);
+        }
+        reason = Reason::NoFlow;
+    }
     let changes_state = matches!(reason, Reason::TcpState | Reason::SynAck);
     if !changes_state && !reason.is_miss() && reason != Reason::Closing {
         return Err(reason);
     }
     // Once more, rather than to keep all of it at hand on the way to a hit.
     let inner = inner::parse(skb, HEADER_LEN)?;
-    if changes_state {
-        close_flow(&inner.key_to_local());
-    }
+    let has_place = !changes_state || close_flow(&inner.key_to_local());
     if reason == Reason::TcpState {
         return Err(reason);
     }
@@ -71,8 +77,10 @@ fn refused(skb: &Skb, source: u32, reason: Reason) -> Result<Reason, Reason> {
         return Err(Reason::Withheld);
     }
     // The epoch in force before the packet enters the slow path, which is what counts.
-    let epoch = settings().ok_or(Reason::HelperFailed)?.epoch;
-    skb.mark_missed(INGRESS_MISS, epoch);
+    if !has_place && is_turned_away(settings.lease) {
+        return Err(Reason::Crowded);
+    }
+    skb.mark_missed(INGRESS_MISS, settings.epoch);
     Ok(reason)
 }
 
@@ -144,7 +152,7 @@ fn is_taken_as_right(skb: &Skb, inner: &Inner) -> bool {
 /// The flow allowed both ways, the container known, and the sender the host that answers would go to.
 #[inline(always)]
 fn cached(outer: Outer, key: &FlowKey, has_payload: bool, epoch: u32) -> Result<LocalEnd, Reason> {
-    let place = Place::of(key).ok_or(Reason::NoFlow)?;
+    let place = Place::of(key).ok_or(NO_PLACE)?;
     judge(place.verdict(), key, has_payload, jiffy::now(), epoch)?;
     let local = place.local(key, epoch).ok_or(Reason::ContainerUnlearned)?;
     match place.host().value(key, epoch) {

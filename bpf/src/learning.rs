@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use oncache_abi::{
-    admission::{ONE_OF, Window, with_one_less},
+    admission::{Window, draws_a_place, with_one_less},
     cache::MacWord,
     entry::{FlowEntry, FlowWord, LocalEnd},
     flow::{FilterWord, FlowKey},
@@ -130,8 +130,48 @@ const fn is_same(old: &FlowEntry, new: &FlowEntry) -> bool {
         == 0
 }
 
-/// Whether a flow that is not in the cache may be entered; see `admission.rs` of the ABI. One that
-/// has a place, left by an earlier connection of the same addresses and ports, may in any case.
+/// Says of a packet that its flow has no place in the cache: whether it may get one, [`is_turned_away`]
+/// tells.
+pub const NO_PLACE: Reason = Reason::Crowded;
+
+/// Whether nothing is to be learned from a packet whose flow has no place in the cache, because so many
+/// others want one; see `admission.rs` of the ABI. Asked where the packet misses, so that what will not
+/// be learned from costs little more than the look-up that did not find it.
+#[inline(always)]
+pub fn is_turned_away(lease: u32) -> bool {
+    let (Some(begun), Some(entered), Some(drawn)) = (
+        COUNTERS.get_ptr(Turnover::WindowBegun.index()),
+        COUNTERS.get_ptr(Turnover::WindowEntered.index()),
+        COUNTERS.get_ptr_mut(Turnover::WindowDrawn.index()),
+    ) else {
+        return false;
+    };
+    // SAFETY: the elements are this CPU's own, see `counters.rs`; (of `constant!`) see
+    // `maps::volatile`; the helper takes no argument and has no precondition.
+    unsafe {
+        let window = Window {
+            begun: *begun,
+            entered: *entered,
+        };
+        if !window
+            .at(now(), u64::from(lease))
+            .is_crowded(constant!(flows))
+        {
+            return false;
+        }
+        if !draws_a_place(bpf_get_prandom_u32()) {
+            return true;
+        }
+        *drawn = 1;
+    }
+    false
+}
+
+/// Whether a flow that is not in the cache may be entered. One that has a place, left by an earlier
+/// connection of the same addresses and ports, may in any case.
+///
+/// While this CPU is crowded, its packets have drawn their place where they missed. One that missed on
+/// another CPU, which may not be, draws here.
 #[inline(always)]
 fn is_admitted(now: u64, lease: u64, has_place: bool) -> bool {
     let (Some(begun), Some(entered)) = (
@@ -141,14 +181,17 @@ fn is_admitted(now: u64, lease: u64, has_place: bool) -> bool {
         return true;
     };
     // SAFETY: the elements are this CPU's own, see `counters.rs`; (of `constant!`) see
-    // `maps::volatile`.
+    // `maps::volatile`; the helper takes no argument and has no precondition.
     unsafe {
         let window = Window {
             begun: *begun,
             entered: *entered,
         };
         let window = window.at(now, lease);
-        if !has_place && window.is_crowded(constant!(flows)) && bpf_get_prandom_u32() % ONE_OF != 0
+        if !has_place
+            && window.is_crowded(constant!(flows))
+            && !takes_the_drawn()
+            && !draws_a_place(bpf_get_prandom_u32())
         {
             return false;
         }
@@ -158,17 +201,28 @@ fn is_admitted(now: u64, lease: u64, has_place: bool) -> bool {
     true
 }
 
-/// Closes the flow: its connection begins or ends, and conntrack has to see it.
+/// Takes the place that was drawn on this CPU, if one was.
+#[inline(always)]
+fn takes_the_drawn() -> bool {
+    let Some(drawn) = COUNTERS.get_ptr_mut(Turnover::WindowDrawn.index()) else {
+        return false;
+    };
+    // SAFETY: this CPU's own, see `counters.rs`.
+    unsafe { core::mem::take(&mut *drawn) != 0 }
+}
+
+/// Closes the flow: its connection begins or ends, and conntrack has to see it. Returns whether it has a
+/// place in the cache.
 ///
 /// Its word is written over, not taken out: taking out and entering again are locks on a bucket and on
 /// the LRU lists, at each connection.
 #[inline(always)]
-pub fn close_flow(key: &FlowKey) {
+pub fn close_flow(key: &FlowKey) -> bool {
     let Some(place) = Place::of(key) else {
-        return;
+        return false;
     };
     let Some(closed) = place.verdict().close(key) else {
-        return;
+        return true;
     };
     // SAFETY: the verdict is one aligned word, whole whenever it is read or written. Whatever was learned since it was
     // read is closed with it. Given to another key meanwhile, the place has a word that allows nothing,
@@ -179,4 +233,5 @@ pub fn close_flow(key: &FlowKey) {
         // SAFETY: this CPU's own, see `counters.rs`.
         unsafe { *entered = with_one_less(*entered) };
     }
+    true
 }

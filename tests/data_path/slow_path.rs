@@ -1,7 +1,5 @@
 //! What must not be cached is seen on the slow path, packet by packet.
 
-mod lab;
-
 use std::{
     net::UdpSocket,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -9,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use lab::{PATIENCE, eventually};
+use crate::lab::{PATIENCE, eventually};
 use oncache_testbed::{
     Capture, Container, Frame, Host, Lab, RunningCapture,
     traffic::{Connections, Datagrams, Direction, Rounds, transfer},

@@ -138,12 +138,13 @@ impl Bench {
             .collect()
     }
 
-    /// Makes every CPU's window one that begins at this tick, and full.
+    /// Makes every CPU's window one that begins at this tick, and full; nobody has drawn a place.
     #[allow(dead_code, reason = "not every test needs it")]
     pub fn crowd(&mut self, since: u64) {
         for (turnover, value) in [
             (Turnover::WindowBegun, since),
             (Turnover::WindowEntered, u64::from(u32::MAX)),
+            (Turnover::WindowDrawn, 0),
         ] {
             let cpus = self
                 .counters

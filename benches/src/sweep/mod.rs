@@ -1,6 +1,7 @@
 //! Sweeps: the same with ever more flows, peers or containers.
 
 mod containers;
+mod crowd;
 mod flows;
 mod peers;
 
@@ -23,11 +24,13 @@ pub enum Sweep {
     Peers,
     /// Containers of one host.
     Containers,
+    /// Flows that take turns, more than the filter cache has places.
+    Crowd,
 }
 
 impl Sweep {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Flows, Self::Peers, Self::Containers];
+    pub const ALL: [Self; 4] = [Self::Flows, Self::Peers, Self::Containers, Self::Crowd];
 
     /// As on the command line.
     pub const fn name(self) -> &'static str {
@@ -35,15 +38,24 @@ impl Sweep {
             Self::Flows => "flows",
             Self::Peers => "peers",
             Self::Containers => "containers",
+            Self::Crowd => "crowd",
         }
     }
 
-    /// Measures it, telling how far it is.
-    pub fn run(self, oncache: &Path, effort: Effort, most: u32) -> Result<Vec<Row>, String> {
+    /// Measures it, telling how far it is. `variants` are other columns, for what is compared with the
+    /// plain overlay.
+    pub fn run(
+        self,
+        oncache: &Path,
+        variants: &[Column],
+        effort: Effort,
+        most: u32,
+    ) -> Result<Vec<Row>, String> {
         match self {
             Self::Flows => flows::run(oncache, effort, most),
             Self::Peers => peers::run(oncache, effort, most),
             Self::Containers => containers::run(oncache, effort, most),
+            Self::Crowd => crowd::run(oncache, variants, effort, most),
         }
     }
 
@@ -57,6 +69,7 @@ impl Sweep {
                 "RSS",
             ],
             Self::Containers => &["last added", "ready after a warm start", "RSS"],
+            Self::Crowd => &crowd::PLOTTED,
         }
     }
 }

@@ -13,6 +13,12 @@
 /// Of so many packets of new flows, one is entered while the cache is crowded.
 pub const ONE_OF: u32 = 64;
 
+/// Whether a packet draws a place while the cache is crowded, by a random number.
+#[inline(always)]
+pub const fn draws_a_place(random: u32) -> bool {
+    random.is_multiple_of(ONE_OF)
+}
+
 /// How many flows a processor has entered since when.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Window {

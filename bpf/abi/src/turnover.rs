@@ -21,6 +21,8 @@ pub enum Turnover {
     WindowBegun = 3,
     /// What the processor has entered in that window.
     WindowEntered = 4,
+    /// Whether a packet of a new flow has drawn its place at the processor and not taken it yet.
+    WindowDrawn = 5,
 }
 
 impl Turnover {
@@ -31,7 +33,7 @@ impl Turnover {
 }
 
 /// Counters in all.
-pub const COUNTERS: u32 = Turnover::WindowEntered.index() + 1;
+pub const COUNTERS: u32 = Turnover::WindowDrawn.index() + 1;
 
 /// How many entries had to give way to others, given how many came, went and are there. Not more
 /// than `entered` allows: what is counted and what is there are looked at one after the other.
@@ -48,7 +50,7 @@ mod tests {
     fn they_are_behind_the_last_program() {
         let last = Program::IngressInit as u32 * REASONS_PER_PROGRAM + REASONS_PER_PROGRAM - 1;
         assert_eq!(Turnover::Entered.index(), last + 1);
-        assert_eq!(COUNTERS, last + 6);
+        assert_eq!(COUNTERS, last + 7);
     }
 
     #[test]
