@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{DaemonError, Node};
 use crate::{
@@ -10,9 +10,9 @@ use crate::{
     config::Rule,
     control::api::{Applied, Policy, PolicyRule},
     netlink::ruleset_generation,
-    overlay::names::BRIDGE,
+    overlay::names::{BRIDGE, gateway_mac},
     policy::{
-        compile::{SameHost, UNJUDGED},
+        compile::{Bridging, SameHost, UNJUDGED},
         kernel,
         order::{Local, Locals, Placed, absent, effective},
     },
@@ -23,8 +23,14 @@ use crate::{
 pub(super) struct PolicyTables {
     /// How packets between containers of this host are judged; asked once.
     same_host: Option<SameHost>,
-    /// There are none, as long as there are no rules.
-    none: bool,
+    /// This kernel can keep who opened a flow; asked once.
+    labels: bool,
+    /// The bridge is known to hand nothing to the hooks of `inet` for our sake.
+    hooks_off: bool,
+    /// The last failure of tables that no rule needs, which is said once.
+    unremembered: Option<String>,
+    /// How many rules there were when the tables were last as wanted.
+    in_force: usize,
     /// The last comparison that found nothing to do.
     settled: Option<Settled>,
 }
@@ -37,7 +43,7 @@ struct Settled {
     generation: u32,
     rules: Vec<Placed>,
     locals: Locals,
-    same_host: SameHost,
+    bridging: Bridging,
 }
 
 impl Node {
@@ -62,26 +68,58 @@ impl Node {
     /// is to be raised after one.
     pub(super) async fn mend_policy(&mut self) -> Result<bool, DaemonError> {
         let rules = self.rules();
-        if rules.is_empty() {
-            return self.remove_policy().await;
+        let none = rules.is_empty();
+        match self.try_mend_policy(rules).await {
+            // Without rules the tables remember who opens flows for rules to come, and no more.
+            Err(DaemonError::Policy(reason)) if none => {
+                let reason = reason.to_string();
+                if self.policy_tables.unremembered.as_ref() != Some(&reason) {
+                    warn!("who opens flows is not kept for rules to come: {reason}");
+                    self.policy_tables.unremembered = Some(reason);
+                }
+                Ok(false)
+            }
+            outcome => outcome,
         }
+    }
+
+    async fn try_mend_policy(&mut self, rules: Vec<Placed>) -> Result<bool, DaemonError> {
         let count = rules.len();
+        if !self.policy_tables.labels {
+            kernel::labels().await?;
+            self.policy_tables.labels = true;
+        }
         let same_host = match self.policy_tables.same_host {
-            Some(same_host) => same_host,
-            None => kernel::same_host().await?,
+            Some(same_host) => Some(same_host),
+            None if count == 0 => None,
+            None => Some(kernel::same_host().await?),
         };
-        self.policy_tables.same_host = Some(same_host);
-        self.policy_tables.none = false;
+        self.policy_tables.same_host = same_host;
         let mut changed = false;
-        if same_host == SameHost::InetHooks
-            && self.netlink.bridge_netfilter(BRIDGE).await? != Some(true)
-        {
+        let by_hooks = count > 0 && same_host == Some(SameHost::InetHooks);
+        if by_hooks && self.netlink.bridge_netfilter(BRIDGE).await? != Some(true) {
+            self.policy_tables.hooks_off = false;
             self.netlink.set_bridge_netfilter(BRIDGE, true).await?;
             changed = true;
         }
-        changed |= self.compare_policy(rules, same_host).await?;
-        if changed {
+        let had_rules = self.policy_tables.in_force > 0;
+        let bridging = Bridging {
+            same_host: same_host.unwrap_or(SameHost::InetHooks),
+            mac: gateway_mac(self.config.overlay.gateway()),
+        };
+        let replaced = self.compare_policy(rules, bridging).await?;
+        if !by_hooks && !self.policy_tables.hooks_off {
+            if self.netlink.bridge_netfilter(BRIDGE).await? == Some(true) {
+                self.netlink.set_bridge_netfilter(BRIDGE, false).await?;
+            }
+            self.policy_tables.hooks_off = true;
+        }
+        self.policy_tables.in_force = count;
+        changed |= replaced;
+        if changed && count > 0 {
             info!("policy: {count} rules in force");
+        } else if replaced && had_rules {
+            info!("policy: no rules any more");
         }
         Ok(changed)
     }
@@ -89,41 +127,30 @@ impl Node {
     async fn compare_policy(
         &mut self,
         rules: Vec<Placed>,
-        same_host: SameHost,
+        bridging: Bridging,
     ) -> Result<bool, DaemonError> {
         let locals = self.locals();
+        // Flows between containers of this host that conntrack does not know though it looked on are
+        // new; others may have begun before tables that have to be made.
+        let watched =
+            self.policy_tables.in_force > 0 && bridging.same_host == SameHost::BridgeTable;
+        let running = !locals.is_empty() && !watched;
         let Some(generation) = ruleset_generation() else {
-            return Ok(kernel::reconcile(&rules, &locals, same_host).await?);
+            return Ok(kernel::reconcile(&rules, &locals, bridging, running).await?);
         };
         let now = Settled {
             generation,
             rules,
             locals,
-            same_host,
+            bridging,
         };
         if self.policy_tables.settled.as_ref() == Some(&now) {
             return Ok(false);
         }
         self.policy_tables.settled = None;
-        let changed = kernel::reconcile(&now.rules, &now.locals, same_host).await?;
+        let changed = kernel::reconcile(&now.rules, &now.locals, bridging, running).await?;
         // What was changed is looked at once more: nft may have been told otherwise meanwhile.
         self.policy_tables.settled = (!changed).then_some(now);
-        Ok(changed)
-    }
-
-    async fn remove_policy(&mut self) -> Result<bool, DaemonError> {
-        if self.policy_tables.none {
-            return Ok(false);
-        }
-        let changed = kernel::remove().await?;
-        if self.netlink.bridge_netfilter(BRIDGE).await? == Some(true) {
-            self.netlink.set_bridge_netfilter(BRIDGE, false).await?;
-        }
-        self.policy_tables.none = true;
-        self.policy_tables.settled = None;
-        if changed {
-            info!("policy: no rules any more");
-        }
         Ok(changed)
     }
 

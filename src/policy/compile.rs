@@ -1,16 +1,17 @@
 //! Rules to nftables. Pure: the same rules and containers give the same tables.
 //!
-//! Who opened a flow is conntrack's word. A rule stands in three chains:
+//! A rule stands in three chains, and in a fourth for errors about flows that conntrack has the wrong
+//! way round:
 //!
 //! - `forwards` for packets from the one who opened the flow to the other: `from` is the packet's
 //!   source, `to` its destination, `ports` its destination ports;
 //! - `backwards` for the other direction, the other way round;
-//! - `errors` for ICMP errors, which are judged as the flow that they are about. Conntrack's tuple has
-//!   its addresses; of its ports nft cannot say anything without the flow's own header, so rules with
-//!   ports are taken as allowing only.
+//! - `errors` and `errors-back` for ICMP errors, which are judged as the flow that they are about.
+//!   Conntrack's tuple has its addresses; of its ports nft cannot say anything without the flow's own
+//!   header, so rules with ports are taken as allowing only.
 //!
-//! Where conntrack knows no direction (invalid and untracked packets), or only guesses it (a TCP flow
-//! picked up in the middle), a packet has to be allowed by `forwards` and by `backwards`.
+//! Which of them judges a packet is [`super::opener`]'s part, whose chains are there without rules,
+//! too. Where the opener is not known, a packet has to be allowed by `forwards` and by `backwards`.
 //!
 //! In the hooks that judge (forward, input, output at a priority behind destination NAT and before
 //! source NAT) the packet's own header has the real addresses of both sides.
@@ -18,11 +19,13 @@
 use serde_json::{Value, json};
 
 use super::{
+    opener::{Sight, finding},
     order::{Local, Locals, Placed, addresses},
     table::WantedTable,
 };
 use crate::{
     config::{Action, PortRange, Protocol, Rule},
+    netlink::{Mac, format_mac},
     overlay::names::{BRIDGE, VXLAN},
 };
 
@@ -36,22 +39,39 @@ pub const UNJUDGED: &str = "unjudged";
 /// How packets between containers of one host come before the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SameHost {
-    /// The bridge family has conntrack (`CONFIG_NF_CONNTRACK_BRIDGE`): the rules stand in the table
-    /// `bridge oncache-policy` too.
+    /// The bridge family has conntrack (`CONFIG_NF_CONNTRACK_BRIDGE`): the table
+    /// `bridge oncache-policy` judges them.
     BridgeTable,
-    /// The bridge hands IPv4 packets to the hooks of `inet` (`br_netfilter`).
+    /// The bridge hands IPv4 packets to the hooks of `inet` (`br_netfilter`), which judge TCP and ICMP;
+    /// the others are judged by `bridge oncache-policy`, which needs no conntrack for them.
     InetHooks,
 }
 
-/// Both tables for `rules`, which must not be empty; where a container is named that is not among
-/// `locals`, the rule is left out.
+/// What the tables depend on besides the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bridging {
+    /// How packets between containers of one host are judged; without a rule it says nothing.
+    pub same_host: SameHost,
+    /// The bridge's own address.
+    pub mac: Mac,
+}
+
+/// Both tables for `rules`; where a container is named that is not among `locals`, the rule is left
+/// out. Without rules the tables only remember who opens flows.
 #[must_use]
-pub fn compile(rules: &[Placed], locals: &Locals, same_host: SameHost) -> [WantedTable; 2] {
+pub fn compile(rules: &[Placed], locals: &Locals, bridging: Bridging) -> [WantedTable; 2] {
     let mut inet = WantedTable::new("inet");
     inet.base_chain("forward", PRIORITY);
     inet.base_chain("input", PRIORITY);
     inet.base_chain("output", PRIORITY);
-    judging(&mut inet, rules, locals);
+    let some = !rules.is_empty();
+    let sight = Sight {
+        conntrack: true,
+        rules: some,
+        unwatched: false,
+    };
+    finding(&mut inet, sight, Some((BRIDGE, &format_mac(bridging.mac))));
+    judging(&mut inet, rules, locals, sight);
     let judge = || json!({ "goto": { "target": "judge" } });
     let ours = |key: &str| equal(&meta(key), &json!({ "set": [BRIDGE, VXLAN] }));
     for (chain, key) in [
@@ -87,10 +107,15 @@ pub fn compile(rules: &[Placed], locals: &Locals, same_host: SameHost) -> [Wante
     } else {
         bridge.rule("ports", &[unequal(&ether_type, &json!("ip")), accept]);
     }
-    if same_host == SameHost::BridgeTable {
-        judging(&mut bridge, rules, locals);
-        bridge.rule("ports", &[judge()]);
-    }
+    let sight = Sight {
+        // Without a rule conntrack would be paid for by every bridge of the host.
+        conntrack: some && bridging.same_host == SameHost::BridgeTable,
+        rules: some,
+        unwatched: true,
+    };
+    finding(&mut bridge, sight, None);
+    judging(&mut bridge, rules, locals, sight);
+    bridge.rule("ports", &[judge()]);
     [inet, bridge]
 }
 
@@ -118,46 +143,18 @@ fn refuse_unjudged(bridge: &mut WantedTable, locals: &Locals) {
     }
 }
 
-/// The chain `judge` and what it leads to.
-fn judging(table: &mut WantedTable, rules: &[Placed], locals: &Locals) {
-    for chain in ["judge", "either", "errors", "forwards", "backwards"] {
-        table.chain(chain);
-    }
-    let goto = |chain: &str| json!({ "goto": { "target": chain } });
-    let state = |states: &Value| {
-        let state = json!({ "ct": { "key": "state" } });
-        json!({ "match": { "op": "in", "left": state, "right": states } })
-    };
-    table.rule(
-        "judge",
-        &[state(&json!(["invalid", "untracked"])), goto("either")],
-    );
-    let icmp = equal(&meta("l4proto"), &json!("icmp"));
-    table.rule("judge", &[state(&json!("related")), icmp, goto("errors")]);
-    let flags = json!({ "&": [payload("tcp", "flags"), ["fin", "syn", "rst", "ack"]] });
-    table.rule(
-        "judge",
-        &[
-            state(&json!("new")),
-            unequal(&flags, &json!("syn")),
-            goto("either"),
-        ],
-    );
-    let directions = [
-        json!(["original", goto("forwards")]),
-        json!(["reply", goto("backwards")]),
-    ];
-    let direction = json!({ "ct": { "key": "direction" } });
-    table.rule(
-        "judge",
-        &[json!({ "vmap": { "key": direction, "data": { "set": directions } } })],
-    );
-    for chain in ["forwards", "backwards"] {
-        table.rule("either", &[json!({ "jump": { "target": chain } })]);
+/// The rules in their chains.
+fn judging(table: &mut WantedTable, rules: &[Placed], locals: &Locals, sight: Sight) {
+    for view in VIEWS {
+        table.chain(view.chain());
     }
     for Placed { rule, counter, .. } in rules {
         table.counter(counter);
-        for view in [View::Forwards, View::Backwards, View::Errors] {
+        for view in VIEWS {
+            // Conntrack's addresses.
+            if view.is_of_errors() && !sight.conntrack {
+                continue;
+            }
             if let Some(mut statements) = matches(rule, view, locals) {
                 statements.push(json!({ "counter": counter }));
                 statements.push(match rule.action {
@@ -177,14 +174,27 @@ enum View {
     Forwards,
     Backwards,
     Errors,
+    ErrorsBack,
 }
 
+const VIEWS: [View; 4] = [
+    View::Forwards,
+    View::Backwards,
+    View::Errors,
+    View::ErrorsBack,
+];
+
 impl View {
+    const fn is_of_errors(self) -> bool {
+        matches!(self, Self::Errors | Self::ErrorsBack)
+    }
+
     const fn chain(self) -> &'static str {
         match self {
             Self::Forwards => "forwards",
             Self::Backwards => "backwards",
             Self::Errors => "errors",
+            Self::ErrorsBack => "errors-back",
         }
     }
 
@@ -194,22 +204,26 @@ impl View {
             Self::Forwards => payload("ip", "saddr"),
             Self::Backwards => payload("ip", "daddr"),
             Self::Errors => json!({ "ct": { "key": "ip saddr", "dir": "original" } }),
+            Self::ErrorsBack => json!({ "ct": { "key": "ip saddr", "dir": "reply" } }),
         }
     }
 
-    /// The address of the other side: the one that replies come from.
+    /// The address of the other side: the one that answers come from.
     fn to(self) -> Value {
         match self {
             Self::Forwards => payload("ip", "daddr"),
             Self::Backwards => payload("ip", "saddr"),
             Self::Errors => json!({ "ct": { "key": "ip saddr", "dir": "reply" } }),
+            Self::ErrorsBack => json!({ "ct": { "key": "ip saddr", "dir": "original" } }),
         }
     }
 
     fn protocol(self, protocol: Protocol) -> Value {
         let key = match self {
             Self::Forwards | Self::Backwards => meta("l4proto"),
-            Self::Errors => json!({ "ct": { "key": "protocol", "dir": "original" } }),
+            Self::Errors | Self::ErrorsBack => {
+                json!({ "ct": { "key": "protocol", "dir": "original" } })
+            }
         };
         equal(&key, &json!(protocol.name()))
     }
@@ -217,7 +231,7 @@ impl View {
     fn port(self, protocol: Protocol) -> Value {
         let field = match self {
             Self::Backwards => "sport",
-            Self::Forwards | Self::Errors => "dport",
+            Self::Forwards | Self::Errors | Self::ErrorsBack => "dport",
         };
         payload(protocol.name(), field)
     }
@@ -238,7 +252,7 @@ fn matches(rule: &Rule, view: View, locals: &Locals) -> Option<Vec<Value>> {
         }
     }
     match (view, rule.protocol) {
-        (View::Errors, _) if !rule.ports.is_empty() && rule.action == Action::Deny => return None,
+        (View::Errors | View::ErrorsBack, _) if !rule.ports.is_empty() && rule.action == Action::Deny => return None,
         (View::Forwards | View::Backwards, Some(protocol)) if !rule.ports.is_empty() => {
             statements.push(equal(&view.port(protocol), &port_set(&rule.ports)));
         }
@@ -274,18 +288,18 @@ fn port_set(ports: &[PortRange]) -> Value {
     }
 }
 
-fn equal(left: &Value, right: &Value) -> Value {
+pub(super) fn equal(left: &Value, right: &Value) -> Value {
     json!({ "match": { "op": "==", "left": left, "right": right } })
 }
 
-fn unequal(left: &Value, right: &Value) -> Value {
+pub(super) fn unequal(left: &Value, right: &Value) -> Value {
     json!({ "match": { "op": "!=", "left": left, "right": right } })
 }
 
-fn meta(key: &str) -> Value {
+pub(super) fn meta(key: &str) -> Value {
     json!({ "meta": { "key": key } })
 }
 
-fn payload(protocol: &str, field: &str) -> Value {
+pub(super) fn payload(protocol: &str, field: &str) -> Value {
     json!({ "payload": { "protocol": protocol, "field": field } })
 }

@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use super::{
-    compile::{SameHost, compile},
+    compile::{Bridging, SameHost, compile},
+    opener::{SILENCE, YOUNG},
     order::{Locals, Placed},
-    table::{PresentTable, TABLE, WantedTable, removal},
+    table::{PresentTable, TABLE, WantedTable, begins_anew, element, removal},
 };
 use crate::overlay::nftables::one_line;
 
@@ -55,6 +56,14 @@ pub enum PolicyError {
     /// nft's output is not what it should be.
     #[error("list table {TABLE}: {0}")]
     Listing(#[from] serde_json::Error),
+    /// Nothing could be known of who opened a flow.
+    #[error(
+        "network policy: this kernel cannot keep who opened a flow ({reason}), so no rule is applied; use a kernel with CONFIG_NF_CONNTRACK_LABELS, or remove the rules"
+    )]
+    Labels {
+        /// What nft says.
+        reason: String,
+    },
     /// Packets between containers of this host would go unjudged.
     #[error(
         "network policy: this kernel cannot judge packets between containers of one host ({reason}), so no rule is applied; load the module nf_conntrack_bridge (CONFIG_NF_CONNTRACK_BRIDGE) or br_netfilter, or remove the rules"
@@ -65,61 +74,77 @@ pub enum PolicyError {
     },
 }
 
+/// Whether conntrack's entries can have labels, by which it is known who opened a flow.
+///
+/// # Errors
+/// [`PolicyError::Labels`] if they can't.
+pub async fn labels() -> Result<(), PolicyError> {
+    let label = json!({ "mangle": { "key": { "ct": { "key": "label" } }, "value": 1 } });
+    probe("inet", &label)
+        .await?
+        .map_err(|reason| PolicyError::Labels { reason })
+}
+
 /// How this kernel lets packets between containers of one host be judged.
 ///
 /// # Errors
 /// [`PolicyError::SameHost`] if it does not.
 pub async fn same_host() -> Result<SameHost, PolicyError> {
-    let table = json!({ "family": "bridge", "name": "oncache-probe" });
-    let chain = json!({ "family": "bridge", "table": "oncache-probe", "name": "probe" });
     let state = json!({ "match": {
         "op": "in", "left": { "ct": { "key": "state" } }, "right": "new",
     } });
-    let rule = json!({
-        "family": "bridge", "table": "oncache-probe", "chain": "probe", "expr": [state],
-    });
-    let commands = [
-        json!({ "add": { "table": table } }),
-        json!({ "add": { "chain": chain } }),
-        json!({ "add": { "rule": rule } }),
-    ];
-    match transact(&["--check"], &commands).await? {
+    match probe("bridge", &state).await? {
         Ok(()) => Ok(SameHost::BridgeTable),
         Err(_) if std::fs::exists(BRIDGE_NETFILTER)? => Ok(SameHost::InetHooks),
         Err(reason) => Err(PolicyError::SameHost { reason }),
     }
 }
 
-/// Makes the kernel's tables those of `rules`, both in one transaction; no rules, no tables.
-/// Returns whether that took a change.
+/// Whether the kernel takes a rule of one statement; nft's words if it does not.
+async fn probe(family: &str, statement: &Value) -> Result<Result<(), String>, PolicyError> {
+    let table = json!({ "family": family, "name": "oncache-probe" });
+    let chain = json!({ "family": family, "table": "oncache-probe", "name": "probe" });
+    let rule = json!({
+        "family": family, "table": "oncache-probe", "chain": "probe", "expr": [statement],
+    });
+    let commands = [
+        json!({ "add": { "table": table } }),
+        json!({ "add": { "chain": chain } }),
+        json!({ "add": { "rule": rule } }),
+    ];
+    transact(&["--check"], &commands).await
+}
+
+/// Makes the kernel's tables those of `rules`, both in one transaction. Returns whether that took a
+/// change. `running`: there may be flows that began before the tables, should they have to be made.
 ///
 /// # Errors
 /// [`PolicyError`]; the tables are then what they were before.
 pub async fn reconcile(
     rules: &[Placed],
     locals: &Locals,
-    same_host: SameHost,
+    bridging: Bridging,
+    running: bool,
 ) -> Result<bool, PolicyError> {
-    if rules.is_empty() {
-        return remove().await;
-    }
     if rules.len() > MAX_RULES {
         return Err(PolicyError::TooMany(rules.len()));
     }
-    let tables = compile(rules, locals, same_host);
+    let tables = compile(rules, locals, bridging);
     let [inet, bridge] = FAMILIES;
     let (inet, bridge) = tokio::join!(list(inet), list(bridge));
-    let present = [inet?, bridge?];
-    let pairs = tables.iter().zip(&present);
-    let commands: Vec<Value> = pairs
-        .flat_map(|(table, present)| table.commands(present.as_ref()))
-        .collect();
+    let [inet, bridge] = [inet?, bridge?];
+    let [inet_wanted, bridge_wanted] = &tables;
+    let mut commands = bridge_wanted.commands(bridge.as_ref());
+    if running && begins_anew(&commands) {
+        commands.push(element(bridge_wanted.family(), YOUNG, "ip", SILENCE));
+    }
+    commands.extend(inet_wanted.commands(inet.as_ref()));
     if commands.is_empty() {
         return Ok(false);
     }
     match transact(&[], &commands).await? {
         Ok(()) => Ok(true),
-        Err(reason) => Err(blame(rules, locals, same_host, reason).await?),
+        Err(reason) => Err(blame(rules, locals, bridging, reason).await?),
     }
 }
 
@@ -172,18 +197,18 @@ pub async fn counts() -> Result<Vec<(String, u64)>, PolicyError> {
 async fn blame(
     rules: &[Placed],
     locals: &Locals,
-    same_host: SameHost,
+    bridging: Bridging,
     mut reason: String,
 ) -> Result<PolicyError, PolicyError> {
     // The first so many pass, and so many do not.
     let (mut good, mut bad) = (0, rules.len());
-    if let Err(reason) = check(&[], locals, same_host).await? {
+    if let Err(reason) = check(&[], locals, bridging).await? {
         let operation = "replace";
         return Ok(PolicyError::Refused { operation, reason });
     }
     while bad - good > 1 {
         let middle = usize::midpoint(good, bad);
-        match check(rules.get(..middle).unwrap_or(rules), locals, same_host).await? {
+        match check(rules.get(..middle).unwrap_or(rules), locals, bridging).await? {
             Ok(()) => good = middle,
             Err(said) => (bad, reason) = (middle, said),
         }
@@ -205,16 +230,17 @@ async fn blame(
 async fn check(
     rules: &[Placed],
     locals: &Locals,
-    same_host: SameHost,
+    bridging: Bridging,
 ) -> Result<Result<(), String>, PolicyError> {
-    let tables = compile(rules, locals, same_host);
+    let tables = compile(rules, locals, bridging);
     let commands = |table: &WantedTable| table.commands(None);
     let commands: Vec<Value> = tables.iter().flat_map(commands).collect();
     transact(&["--check"], &commands).await
 }
 
 async fn list(family: &str) -> Result<Option<PresentTable>, PolicyError> {
-    match nft(&["-j", "list", "table", family, TABLE], "").await? {
+    // Terse: what the sets remember may be a hundred thousand flows.
+    match nft(&["-j", "-t", "list", "table", family, TABLE], "").await? {
         Ok(text) => Ok(Some(PresentTable::of(&serde_json::from_str(&text)?))),
         // Whatever else keeps it from being listed, replacing it says more.
         Err(_) => Ok(None),

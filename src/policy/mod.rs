@@ -3,7 +3,8 @@
 //! Rules come from two places, those applied at run time before those of the configuration file
 //! ([`order`]). They are compiled to two nftables tables, `inet oncache-policy` and
 //! `bridge oncache-policy` ([`mod@compile`]), which are compared with the kernel's and replaced in one
-//! transaction ([`table`], [`kernel`]). Where there is no rule, there is no table.
+//! transaction ([`table`], [`kernel`]). Where there is no rule, the tables only remember who opens
+//! flows ([`opener`]).
 //!
 //! Every packet of the slow path is judged, of established flows too, so a rule that is applied
 //! stops the flows it denies at once. The fast path carries only what was judged under the current
@@ -11,6 +12,7 @@
 
 pub mod compile;
 pub mod kernel;
+pub mod opener;
 pub mod order;
 pub mod table;
 

@@ -14,6 +14,7 @@ pub const TABLE: &str = "oncache-policy";
 pub struct WantedTable {
     family: &'static str,
     chains: Vec<Value>,
+    sets: Vec<Value>,
     counters: BTreeSet<String>,
     rules: Vec<Value>,
 }
@@ -23,6 +24,8 @@ pub struct WantedTable {
 pub struct PresentTable {
     /// Chains with what makes them the ones they are, sorted.
     chains: Vec<String>,
+    /// Sets with what makes them the ones they are, sorted. What is in them is the kernel's.
+    sets: Vec<String>,
     /// Names of the counters.
     counters: BTreeSet<String>,
     /// Chain and comment of each rule, in order within each chain; chains sorted.
@@ -38,6 +41,7 @@ impl WantedTable {
         Self {
             family,
             chains: Vec::new(),
+            sets: Vec::new(),
             counters: BTreeSet::new(),
             rules: Vec::new(),
         }
@@ -68,6 +72,25 @@ impl WantedTable {
         }));
     }
 
+    /// Adds a set whose elements go by themselves: after `timeout` seconds, or after the time of their
+    /// own.
+    pub fn set(&mut self, name: &str, types: &[&str], timeout: Option<u32>, size: Option<u32>) {
+        let kind = match types {
+            [one] => json!(one),
+            parts => json!(parts),
+        };
+        let mut set = json!({
+            "family": self.family, "table": TABLE, "name": name, "type": kind, "flags": ["timeout"],
+        });
+        if let Some(timeout) = timeout {
+            set["timeout"] = json!(timeout);
+        }
+        if let Some(size) = size {
+            set["size"] = json!(size);
+        }
+        self.sets.push(set);
+    }
+
     /// Adds a counter.
     pub fn counter(&mut self, name: &str) {
         self.counters.insert(name.to_owned());
@@ -85,8 +108,8 @@ impl WantedTable {
 
     /// The commands that make a table in the state `present` this one; none if it is.
     ///
-    /// Where the chains are right only the rules are replaced, so that the counters of rules that
-    /// stay go on.
+    /// Where chains and sets are right only the rules are replaced, so that the counters of rules that
+    /// stay go on, and what the sets remember stays.
     #[must_use]
     pub fn commands(&self, present: Option<&PresentTable>) -> Vec<Value> {
         let wanted = self.as_listed();
@@ -97,7 +120,7 @@ impl WantedTable {
         let counter = |name: &String| json!({ "counter": { "family": self.family, "table": TABLE, "name": name } });
         let mut commands = Vec::new();
         match present {
-            Some(present) if present.chains == wanted.chains && present.foreign == 0 => {
+            Some(present) if present.is_shaped_as(&wanted) => {
                 commands.push(json!({ "flush": table }));
                 let (old, new) = (&present.counters, &self.counters);
                 let removed = old.difference(new);
@@ -112,6 +135,8 @@ impl WantedTable {
                 commands.push(json!({ "add": table }));
                 let counters = self.counters.iter();
                 commands.extend(counters.map(|name| json!({ "add": counter(name) })));
+                let sets = self.sets.iter();
+                commands.extend(sets.map(|set| json!({ "add": { "set": set } })));
                 let chains = self.chains.iter();
                 commands.extend(chains.map(|chain| json!({ "add": { "chain": chain } })));
             }
@@ -125,15 +150,21 @@ impl WantedTable {
     fn as_listed(&self) -> PresentTable {
         let wrapped = |kind: &'static str| move |object: &Value| json!({ kind: object });
         let chains = self.chains.iter().map(wrapped("chain"));
+        let sets = self.sets.iter().map(wrapped("set"));
         let rules = self.rules.iter().map(wrapped("rule"));
         let counters = self.counters.iter();
         let counters = counters.map(|name| json!({ "counter": { "name": name } }));
-        let objects: Vec<Value> = chains.chain(rules).chain(counters).collect();
+        let objects: Vec<Value> = chains.chain(sets).chain(rules).chain(counters).collect();
         PresentTable::of(&json!({ "nftables": objects }))
     }
 }
 
 impl PresentTable {
+    /// Whether only rules and counters are other than they should be: what the sets remember can stay.
+    fn is_shaped_as(&self, wanted: &Self) -> bool {
+        (&self.chains, &self.sets, self.foreign) == (&wanted.chains, &wanted.sets, 0)
+    }
+
     /// Reads nft's listing of one table.
     #[must_use]
     pub fn of(listing: &Value) -> Self {
@@ -145,6 +176,11 @@ impl PresentTable {
                 let parts = ["name", "type", "hook", "prio", "policy"];
                 let parts = parts.map(|part| chain[part].to_string());
                 present.chains.push(parts.join(" "));
+            } else if let Some(set) = object.get("set") {
+                // Other versions of nft list other flags.
+                let parts = ["name", "type", "timeout", "size"];
+                let parts = parts.map(|part| set[part].to_string());
+                present.sets.push(parts.join(" "));
             } else if let Some(rule) = object.get("rule") {
                 let comment = text(&rule["comment"]);
                 present.rules.push((text(&rule["chain"]), comment));
@@ -155,10 +191,26 @@ impl PresentTable {
             }
         }
         present.chains.sort();
+        present.sets.sort();
         // Stable: the order within a chain is what the rules mean.
         present.rules.sort_by(|(one, _), (other, _)| one.cmp(other));
         present
     }
+}
+
+/// Whether `commands` make a table anew, whose sets remember nothing.
+#[must_use]
+pub fn begins_anew(commands: &[Value]) -> bool {
+    commands
+        .iter()
+        .any(|command| command["delete"]["table"].is_object())
+}
+
+/// Puts an element of its own time, in seconds, into a set.
+#[must_use]
+pub fn element(family: &str, set: &str, value: &str, seconds: u32) -> Value {
+    let element = json!({ "elem": { "val": value, "timeout": seconds } });
+    json!({ "add": { "element": { "family": family, "table": TABLE, "name": set, "elem": [element] } } })
 }
 
 /// The commands that remove a table, whether it is there or not.
