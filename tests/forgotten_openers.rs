@@ -40,7 +40,11 @@ impl Speaker {
     fn new(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("no delay");
         stream.set_nonblocking(true).expect("no waiting");
-        Self { stream, said: 0, heard: 0 }
+        Self {
+            stream,
+            said: 0,
+            heard: 0,
+        }
     }
 
     fn listen(&mut self) -> u64 {
@@ -100,7 +104,10 @@ impl Flow {
             Self::Tcp(ends) => {
                 let already = ends[1 - speaker].listen();
                 assert!(already <= ends[speaker].said);
-                ends[speaker].stream.write_all(b"x").expect("room for a byte");
+                ends[speaker]
+                    .stream
+                    .write_all(b"x")
+                    .expect("room for a byte");
                 ends[speaker].said += 1;
             }
         }
@@ -165,13 +172,25 @@ fn forget(hosts: [&Host; 2], how: Forgetting, client: &Container) {
 }
 
 fn deny(client: &Container, protocol: &str) -> String {
-    let (from, port) = (format!("from = \"{}\"", client.ip), format!("ports = [{PORT}]"));
-    rule("deny", &[&from, &format!("protocol = \"{protocol}\""), &port])
+    let (from, port) = (
+        format!("from = \"{}\"", client.ip),
+        format!("ports = [{PORT}]"),
+    );
+    rule(
+        "deny",
+        &[&from, &format!("protocol = \"{protocol}\""), &port],
+    )
 }
 
 fn allow_only(client: &Container, protocol: &str) -> String {
-    let (from, port) = (format!("from = \"{}\"", client.ip), format!("ports = [{PORT}]"));
-    let allow = rule("allow", &[&from, &format!("protocol = \"{protocol}\""), &port]);
+    let (from, port) = (
+        format!("from = \"{}\"", client.ip),
+        format!("ports = [{PORT}]"),
+    );
+    let allow = rule(
+        "allow",
+        &[&from, &format!("protocol = \"{protocol}\""), &port],
+    );
     format!("{allow}{}", rule("deny", &[]))
 }
 
@@ -213,7 +232,10 @@ fn a_denied_flow_stops_whoever_is_seen_first(lab: &Lab) {
                     // Nor does it come back while it is denied.
                     forget(hosts, how, &client);
                     for speaker in [first, 1 - first, first] {
-                        assert!(!flow.say(speaker, NEVER), "{when}: again, end {speaker} is heard");
+                        assert!(
+                            !flow.say(speaker, NEVER),
+                            "{when}: again, end {speaker} is heard"
+                        );
                     }
                     clear(hosts[0]);
                     for speaker in [CLIENT, SERVER] {
@@ -254,14 +276,20 @@ fn an_allowed_flow_goes_on_as_long_as_its_opener_is_known() {
             if place == "on one host" && protocol == "tcp" {
                 // Nothing looked on when it was opened: the bridge has no conntrack without rules.
                 apply(hosts[0], &allow_only(&client, protocol));
-                assert!(!flow.say(CLIENT, NEVER), "{place}, {protocol}: opened by whom?");
+                assert!(
+                    !flow.say(CLIENT, NEVER),
+                    "{place}, {protocol}: opened by whom?"
+                );
                 clear(hosts[0]);
                 continue;
             }
             for speaker in [SERVER, CLIENT] {
                 apply(hosts[0], &allow_only(&client, protocol));
                 for speaker in [speaker, 1 - speaker, speaker] {
-                    assert!(flow.say(speaker, SURELY), "{place}, {protocol}: end {speaker}");
+                    assert!(
+                        flow.say(speaker, SURELY),
+                        "{place}, {protocol}: end {speaker}"
+                    );
                 }
                 clear(hosts[0]);
             }
@@ -269,7 +297,10 @@ fn an_allowed_flow_goes_on_as_long_as_its_opener_is_known() {
                 forget(hosts, Forgetting::Flush(&[0]), &client);
                 apply(hosts[0], &allow_only(&client, protocol));
                 for speaker in [SERVER, CLIENT] {
-                    assert!(flow.say(speaker, SURELY), "{place}, {protocol}: after a flush");
+                    assert!(
+                        flow.say(speaker, SURELY),
+                        "{place}, {protocol}: after a flush"
+                    );
                 }
                 // Asked and answered under the rules, and nothing the other way.
                 assert!(Flow::udp(&client, &server).say(SERVER, SURELY));
@@ -277,7 +308,10 @@ fn an_allowed_flow_goes_on_as_long_as_its_opener_is_known() {
                 let port = client.enter(|| UdpSocket::bind((client.ip, 0)).expect("bind"));
                 port.set_read_timeout(Some(NEVER)).expect("a time-out");
                 let _ = own.send_to(b"x", port.local_addr().expect("bound"));
-                assert!(port.recv(&mut [0; 8]).is_err(), "{place}: the server opens a flow");
+                assert!(
+                    port.recv(&mut [0; 8]).is_err(),
+                    "{place}: the server opens a flow"
+                );
                 clear(hosts[0]);
             }
         }
@@ -361,7 +395,10 @@ struct Numbers(u64);
 
 impl Numbers {
     fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % bound
     }
 }
@@ -369,7 +406,9 @@ impl Numbers {
 #[test]
 fn whatever_is_forgotten_at_whatever_moment_nothing_denied_passes() {
     const STEPS: usize = 24;
-    let seed = std::env::var("ONCACHE_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = std::env::var("ONCACHE_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
     let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
     println!("ONCACHE_SEED={seed}");
     let mut numbers = Numbers(seed);
@@ -426,7 +465,10 @@ fn whatever_is_forgotten_at_whatever_moment_nothing_denied_passes() {
                 }
                 clear(hosts[0]);
                 for speaker in [CLIENT, SERVER] {
-                    assert!(flow.say(speaker, SURELY), "{place}, {protocol}: without rules again");
+                    assert!(
+                        flow.say(speaker, SURELY),
+                        "{place}, {protocol}: without rules again"
+                    );
                 }
             }
         }

@@ -252,7 +252,11 @@ fn matches(rule: &Rule, view: View, locals: &Locals) -> Option<Vec<Value>> {
         }
     }
     match (view, rule.protocol) {
-        (View::Errors | View::ErrorsBack, _) if !rule.ports.is_empty() && rule.action == Action::Deny => return None,
+        (View::Errors | View::ErrorsBack, _)
+            if !rule.ports.is_empty() && rule.action == Action::Deny =>
+        {
+            return None;
+        }
         (View::Forwards | View::Backwards, Some(protocol)) if !rule.ports.is_empty() => {
             statements.push(equal(&view.port(protocol), &port_set(&rule.ports)));
         }

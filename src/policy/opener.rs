@@ -59,7 +59,13 @@ const KINDS: [Kind; 2] = [
         answered: "ported-answered",
         openers: "openers",
         guessed: "guessed",
-        types: &["ipv4_addr", "ipv4_addr", "inet_proto", "inet_service", "inet_service"],
+        types: &[
+            "ipv4_addr",
+            "ipv4_addr",
+            "inet_proto",
+            "inet_service",
+            "inet_service",
+        ],
     },
     Kind {
         chain: "bare",
@@ -204,7 +210,12 @@ pub(super) fn finding(table: &mut WantedTable, sight: Sight, bridge: Option<(&st
     if let Some((device, mac)) = bridge {
         let by = |key: &str| equal(&meta(key), &json!(device));
         let bridged = unequal(&payload("ether", "daddr"), &json!(mac));
-        let skip = [by("iifname"), by("oifname"), bridged, json!({ "return": null })];
+        let skip = [
+            by("iifname"),
+            by("oifname"),
+            bridged,
+            json!({ "return": null }),
+        ];
         table.rule("judge", &skip);
     }
     let [ported, bare] = KINDS;
@@ -229,7 +240,12 @@ fn tcp(table: &mut WantedTable, sight: Sight) {
     let flags = json!({ "&": [payload("tcp", "flags"), ["fin", "syn", "rst", "ack"]] });
     let unconfirmed = json!({ "ct": { "key": "status" } });
     let unconfirmed = json!({ "match": { "op": "!", "left": unconfirmed, "right": "confirmed" } });
-    let opens = [equal(&flags, &json!("syn")), state("new"), unconfirmed, label(ORIGINAL_OPENED)];
+    let opens = [
+        equal(&flags, &json!("syn")),
+        state("new"),
+        unconfirmed,
+        label(ORIGINAL_OPENED),
+    ];
     table.rule("tcp", &opens);
     if sight.rules {
         let direction = by_direction("forwards", "backwards");
@@ -281,6 +297,9 @@ fn labelled(bit: u32) -> Value {
 
 fn by_direction(original: &str, reply: &str) -> Value {
     let direction = json!({ "ct": { "key": "direction" } });
-    let chains = [json!(["original", goto(original)]), json!(["reply", goto(reply)])];
+    let chains = [
+        json!(["original", goto(original)]),
+        json!(["reply", goto(reply)]),
+    ];
     json!({ "vmap": { "key": direction, "data": { "set": chains } } })
 }

@@ -1,21 +1,26 @@
 //! The compiled chains decide as "the first rule that matches" does: both are run on the same packets.
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use std::net::Ipv4Addr;
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use ipnet::Ipv4Net;
 use proptest::prelude::*;
 use serde_json::Value;
 
 use super::{
-    compile::{SameHost, compile},
+    compile::{Bridging, SameHost, compile},
+    opener::YOUNG,
     order::{Local, Locals, effective},
     table::WantedTable,
 };
 use crate::config::{Action, Party, PortRange, Protocol, Rule};
 
 /// A packet's header, or one side of conntrack's tuple.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tuple {
     source: Ipv4Addr,
     destination: Ipv4Addr,
@@ -49,11 +54,20 @@ enum Tracked {
     Error { reply: bool },
 }
 
-/// A packet: the flow as it was opened, and what this packet is of it.
+/// Who opened the flow by the entry's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opener {
+    Original,
+    Reply,
+    Unknown,
+}
+
+/// A packet: the flow as conntrack has it, and what this packet is of it.
 #[derive(Clone, Copy, Debug)]
 struct Packet {
     flow: Tuple,
     tracked: Tracked,
+    opener: Opener,
 }
 
 impl Packet {
@@ -85,6 +99,22 @@ impl Packet {
             Tracked::New { .. } => "new",
             Tracked::Established { .. } => "established",
             Tracked::Error { .. } => "related",
+        }
+    }
+
+    /// The flows that it may be of, by who may have opened it.
+    fn flows(self) -> Vec<Tuple> {
+        let both = || vec![self.flow, self.flow.reversed()];
+        match (self.tracked, self.flow.protocol) {
+            (Tracked::Not, _) | (Tracked::New { syn: false }, Protocol::Tcp) => both(),
+            (Tracked::New { .. }, _) => vec![self.flow],
+            (Tracked::Established { .. }, Protocol::Icmp) => vec![self.flow],
+            _ => match self.opener {
+                Opener::Original => vec![self.flow],
+                // Of TCP it is never said.
+                Opener::Reply => vec![self.flow.reversed()],
+                Opener::Unknown => both(),
+            },
         }
     }
 }
@@ -122,27 +152,24 @@ mod stated {
     }
 
     pub(super) fn passes(rules: &[Rule], packet: Packet, locals: &Locals) -> bool {
-        match packet.tracked {
-            Tracked::Established { .. } | Tracked::New { syn: true } => {
-                allowed(rules, packet.flow, locals)
+        let error = matches!(packet.tracked, Tracked::Error { .. });
+        packet.flows().into_iter().all(|flow| {
+            if !error {
+                return allowed(rules, flow, locals);
             }
-            Tracked::New { syn: false } if packet.flow.protocol != Protocol::Tcp => {
-                allowed(rules, packet.flow, locals)
-            }
-            Tracked::Not | Tracked::New { .. } => {
-                allowed(rules, packet.flow, locals)
-                    && allowed(rules, packet.flow.reversed(), locals)
-            }
-            Tracked::Error { .. } => {
-                let mut deciding = rules.iter().filter(|rule| {
-                    (rule.ports.is_empty() || rule.action == Action::Allow)
-                        && matches(rule, packet.flow, locals, false)
-                });
-                deciding
-                    .next()
-                    .is_none_or(|rule| rule.action == Action::Allow)
-            }
-        }
+            let mut deciding = rules.iter().filter(|rule| {
+                (rule.ports.is_empty() || rule.action == Action::Allow)
+                    && matches(rule, flow, locals, false)
+            });
+            deciding
+                .next()
+                .is_none_or(|rule| rule.action == Action::Allow)
+        })
+    }
+
+    /// Whether a flow passes that is opened this way.
+    pub(super) fn lets(rules: &[Rule], flow: Tuple, locals: &Locals) -> bool {
+        allowed(rules, flow, locals)
     }
 }
 
@@ -155,12 +182,51 @@ enum Verdict {
     Drop,
 }
 
+/// What outlives a packet.
+#[derive(Clone, Debug, Default)]
+struct Memory {
+    /// The elements of the sets, which never go by themselves here.
+    sets: BTreeMap<String, BTreeSet<String>>,
+    /// The label of the packet's conntrack entry.
+    label: BTreeSet<u64>,
+    /// The entry was there before the packet.
+    confirmed: bool,
+}
+
 /// The compiled rules, run as nft(8) says.
 struct Machine<'t> {
     table: &'t WantedTable,
     packet: Packet,
     iifname: &'t str,
     oifname: &'t str,
+    memory: RefCell<Memory>,
+}
+
+impl<'t> Machine<'t> {
+    fn new(table: &'t WantedTable, packet: Packet, iifname: &'t str, oifname: &'t str) -> Self {
+        let label = match packet.opener {
+            Opener::Original => Some(118),
+            Opener::Reply => Some(119),
+            Opener::Unknown => None,
+        };
+        let old = matches!(
+            packet.tracked,
+            Tracked::Established { .. } | Tracked::Error { .. }
+        );
+        let memory = Memory {
+            label: label.filter(|_| old).into_iter().collect(),
+            confirmed: old,
+            ..Memory::default()
+        };
+        let memory = RefCell::new(memory);
+        Self {
+            table,
+            packet,
+            iifname,
+            oifname,
+            memory,
+        }
+    }
 }
 
 impl Machine<'_> {
@@ -176,6 +242,20 @@ impl Machine<'_> {
                         break;
                     }
                     "counter" => continue,
+                    "set" => {
+                        let elem = self.value(&body["elem"]["elem"]["val"]);
+                        let name = body["set"].as_str().unwrap().trim_start_matches('@');
+                        let Some(elem) = elem else { break };
+                        let mut memory = self.memory.borrow_mut();
+                        memory.sets.entry(name.to_owned()).or_default().insert(elem);
+                        continue;
+                    }
+                    "mangle" => {
+                        assert_eq!(body["key"]["ct"]["key"], "label");
+                        let bit = body["value"].as_u64().unwrap();
+                        self.memory.borrow_mut().label.insert(bit);
+                        continue;
+                    }
                     "vmap" => self.look_up(body),
                     "jump" | "goto" => self.enter(kind, body),
                     "accept" => Verdict::Accept,
@@ -226,6 +306,7 @@ impl Machine<'_> {
                 "iifname" => self.iifname.to_owned(),
                 "oifname" => self.oifname.to_owned(),
                 "l4proto" => header.protocol.name().to_owned(),
+                "protocol" => "ip".to_owned(),
                 other => panic!("meta {other}"),
             }),
             "concat" => {
@@ -237,9 +318,14 @@ impl Machine<'_> {
                 let field = body["field"].as_str().unwrap();
                 let protocol = body["protocol"].as_str().unwrap();
                 if protocol == "ether" {
-                    return Some("ip".to_owned());
+                    let value = if field == "type" { "ip" } else { GATEWAY };
+                    return Some(value.to_owned());
                 }
-                if protocol != "ip" && protocol != header.protocol.name() {
+                let ported = header.protocol.has_ports();
+                if protocol != "ip"
+                    && !(protocol == "th" && ported)
+                    && protocol != header.protocol.name()
+                {
                     return None;
                 }
                 Some(match field {
@@ -273,9 +359,25 @@ impl Machine<'_> {
     }
 
     fn matches(&self, body: &Value) -> bool {
+        if let Some(key @ ("label" | "status")) = body["left"]["ct"]["key"].as_str() {
+            if matches!(self.packet.tracked, Tracked::Not) {
+                return false;
+            }
+            let memory = self.memory.borrow();
+            return match (key, body["op"].as_str().unwrap()) {
+                ("label", "in") => memory.label.contains(&body["right"].as_u64().unwrap()),
+                ("status", "in") => memory.confirmed,
+                ("status", "!") => !memory.confirmed,
+                other => panic!("{other:?}"),
+            };
+        }
         let Some(left) = self.value(&body["left"]) else {
             return false;
         };
+        if let Some(set) = body["right"].as_str().and_then(|it| it.strip_prefix('@')) {
+            let memory = self.memory.borrow();
+            return memory.sets.get(set).is_some_and(|set| set.contains(&left));
+        }
         let within = contains(&body["right"], &left);
         match body["op"].as_str().unwrap() {
             "==" | "in" => within,
@@ -319,6 +421,15 @@ fn contains(right: &Value, left: &str) -> bool {
         }
         other => panic!("right side {other}"),
     }
+}
+
+mod forgetting;
+
+const GATEWAY: &str = "0a:62:0a:2a:01:01";
+
+fn bridging(same_host: SameHost) -> Bridging {
+    let mac = [0x0a, 0x62, 10, 42, 1, 1];
+    Bridging { same_host, mac }
 }
 
 fn locals() -> Locals {
@@ -388,24 +499,38 @@ fn packet() -> impl Strategy<Value = Packet> {
         1_u16..8,
         1_u16..8,
         tracked,
+        prop_oneof![
+            Just(Opener::Original),
+            Just(Opener::Reply),
+            Just(Opener::Unknown)
+        ],
     )
         .prop_map(
-            |(source, destination, protocol, source_port, destination_port, tracked)| Packet {
-                flow: Tuple {
-                    source,
-                    destination,
-                    protocol,
-                    source_port,
-                    destination_port,
-                },
-                tracked,
+            |(source, destination, protocol, source_port, destination_port, tracked, opener)| {
+                Packet {
+                    flow: Tuple {
+                        source,
+                        destination,
+                        protocol,
+                        source_port,
+                        destination_port,
+                    },
+                    tracked,
+                    opener: match (protocol, opener) {
+                        (Protocol::Tcp, Opener::Reply) => Opener::Unknown,
+                        _ => opener,
+                    },
+                }
             },
         )
+        .prop_filter("a flow has two ends", |packet| {
+            packet.flow != packet.flow.reversed()
+        })
 }
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 2000,
+        cases: 700,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
@@ -417,7 +542,7 @@ proptest! {
     ) {
         let locals = locals();
         let placed = effective(&rules, &[]);
-        let [inet, bridge] = compile(&placed, &locals, SameHost::BridgeTable);
+        let [inet, bridge] = compile(&placed, &locals, bridging(SameHost::BridgeTable));
         for packet in packets {
             let expected = stated::passes(&rules, packet, &locals);
             for (hook, iifname, oifname) in [
@@ -427,20 +552,20 @@ proptest! {
                 ("input", "oncache0", ""),
                 ("output", "", "oncache0"),
             ] {
-                let machine = Machine { table: &inet, packet, iifname, oifname };
+                let machine = Machine::new(&inet, packet, iifname, oifname);
                 let passes = machine.run(hook) != Verdict::Drop;
                 prop_assert_eq!(passes, expected, "{} {:?} by {:#?}", hook, packet, rules);
             }
-            let machine = Machine { table: &inet, packet, iifname: "eth0", oifname: "docker0" };
+            let machine = Machine::new(&inet, packet, "eth0", "docker0");
             prop_assert_ne!(machine.run("forward"), Verdict::Drop, "not ours");
-            let machine = Machine { table: &bridge, packet, iifname: "vnet0", oifname: "vnet1" };
+            let machine = Machine::new(&bridge, packet, "vnet0", "vnet1");
             prop_assert_ne!(machine.run("forward"), Verdict::Drop, "not ours");
 
             // Between containers of one host: as elsewhere, if it is for the one that gets it.
             let denies = rules.iter().any(|rule| rule.action == Action::Deny);
             for local in locals.values() {
                 let machine =
-                    Machine { table: &bridge, packet, iifname: "onc-x", oifname: &local.device };
+                    Machine::new(&bridge, packet, "onc-x", &local.device);
                 let astray = denies && packet.header().destination != local.ip;
                 let passes = machine.run("forward") != Verdict::Drop;
                 prop_assert_eq!(
