@@ -106,6 +106,8 @@ impl Memory {
         match event {
             // Rules of any table may refuse what the filter cache allows.
             Event::Ruleset => invalidate(Cause::Ruleset, String::new()),
+            // The transaction's end says it, too.
+            Event::OwnTable => Response::Reconcile,
             // The lost ones may have been of any kind.
             Event::Overrun => invalidate(Cause::Overrun, String::new()),
             // Which packets a rule is for is not looked at: there are few, and they seldom change.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr, path::Path};
 
 use tracing::{info, warn};
 
-use super::{DaemonError, Node};
+use super::{DaemonError, Node, own_tables::Own};
 use crate::{
     coherence::Cause,
     config::{ContainerDevice, check_name},
@@ -21,6 +21,7 @@ use crate::{
         names::{BRIDGE, container_mac},
         source_guard::{self, Source},
     },
+    policy::opener::forget_openers,
     shown::{PATH, VALUE, cut},
     state::Container,
 };
@@ -145,14 +146,17 @@ impl Node {
         // All of it before the device is up: its first frame finds its source known, the rules
         // that name it in force, the programs there, and nothing left of whoever had the address before.
         let source = source_of(&container);
+        self.own_tables.forget(&[Own::Sources]);
         let programs = async { self.attach_to_container(&container.device, kind) };
-        let (allowed, forgotten, attached) = tokio::join!(
+        let (allowed, forgotten, openers, attached) = tokio::join!(
             source_guard::allow(&source),
             forget_connections(container.ip),
+            forget_openers(container.ip),
             programs,
         );
         attached?;
         forgotten?;
+        openers?;
         if allowed.is_err() {
             // The table is not as it should be: look, and mend it.
             self.guard_sources().await?;
@@ -221,6 +225,7 @@ impl Node {
         // The device first: it takes its programs along, each of which by itself takes a grace
         // period to detach (kernel/bpf/tcx.c, `tcx_link_release`).
         let source = source_of(&container);
+        self.own_tables.forget(&[Own::Sources]);
         let (removed, forbidden) = tokio::join!(
             devices::remove(&self.netlink, name, &container),
             source_guard::forbid(&source),
@@ -244,11 +249,13 @@ impl Node {
         self.silent.remove(name);
         failures.extend(self.sync_containers().err().map(DaemonError::from));
         // The slow path forgets who had the address, as a neighbour and as an end of connections.
-        let (forgotten, neighbour) = tokio::join!(
+        let (forgotten, openers, neighbour) = tokio::join!(
             forget_connections(container.ip),
+            forget_openers(container.ip),
             self.forget_neighbour(container.ip),
         );
         failures.extend(forgotten.err().map(DaemonError::from));
+        failures.extend(openers.err().map(DaemonError::from));
         failures.extend(neighbour.err().map(DaemonError::from));
         // Last: whatever is learned in the new epoch was judged without all of that. Nothing was
         // learned of one that never had a device.
@@ -363,6 +370,7 @@ impl Node {
     }
 
     async fn guard(&self, sources: &BTreeSet<Source>) -> Result<bool, DaemonError> {
+        self.own_tables.make_from(&[Own::Sources], sources);
         let done = source_guard::reconcile(sources).await?;
         for line in &done {
             info!("{line}");

@@ -11,6 +11,7 @@ mod hindrances;
 mod invalidation;
 mod lock;
 mod node;
+mod own_tables;
 mod policy;
 mod ports;
 pub mod preflight;
@@ -39,6 +40,7 @@ pub use node::Node;
 
 use self::{
     invalidation::Invalidator,
+    own_tables::OwnTables,
     signals::{Asked, Signals},
     watcher::News,
 };
@@ -223,8 +225,17 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
     server::check(&paths.socket).await?;
     // Before the first look at the host, so that no change falls between the two.
     let invalidator = Invalidator::default();
-    let news = watcher::spawn(invalidator.clone())?;
-    let mut node = Node::new(netlink, store, file, config, invalidator, netkit)?;
+    let own_tables = OwnTables::default();
+    let news = watcher::spawn(invalidator.clone(), own_tables.clone())?;
+    let mut node = Node::new(
+        netlink,
+        store,
+        file,
+        config,
+        invalidator,
+        own_tables,
+        netkit,
+    )?;
     node.refuse_obstacles().await?;
     for message in lacking {
         warn!("{message}");

@@ -11,6 +11,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     DaemonError,
     invalidation::Invalidator,
+    own_tables::OwnTables,
     policy::PolicyTables,
     preflight,
     teardown::{self, TeardownErrors},
@@ -21,7 +22,9 @@ use crate::{
     container::devices::{self, HostDevice},
     datapath::{Datapath, PIN_ROOT},
     log,
-    netlink::{Mac, Netlink, NetlinkError, Timeout, format_mac, underlay_facts},
+    netlink::{
+        Mac, Netlink, NetlinkError, Timeout, format_mac, ruleset_generation, underlay_facts,
+    },
     overlay::{
         names::{BRIDGE, VXLAN},
         network_route,
@@ -58,6 +61,8 @@ pub struct Node {
     pub(super) hindrances: Hindrances,
     /// The connection timeout that the lease is cut to, if it is.
     pub(super) lease_bound: Option<Timeout>,
+    /// Copies of the tables, for the watcher.
+    pub(super) own_tables: OwnTables,
     /// What is known of the tables of the network policy.
     pub(super) policy_tables: PolicyTables,
     /// Why the state on disk is not the present one.
@@ -82,6 +87,7 @@ impl Node {
         file: ConfigFile,
         config: Config,
         invalidator: Invalidator,
+        own_tables: OwnTables,
         has_netkit: bool,
     ) -> Result<Self, DaemonError> {
         let (state, gone) = store.load_present()?;
@@ -98,6 +104,7 @@ impl Node {
             file,
             config,
             invalidator,
+            own_tables,
             devices: BTreeMap::new(),
             has_netkit,
             silent: BTreeSet::new(),
@@ -199,11 +206,14 @@ impl Node {
     /// Compares the host with the wanted state and mends the difference.
     pub async fn reconcile(&mut self) {
         self.save_again();
+        let generation = ruleset_generation();
         match self.try_reconcile().await {
             Ok(changed) => {
                 self.last_failure = None;
                 if changed {
                     self.invalidate(Cause::Mended, "");
+                } else {
+                    self.own_tables.keep(generation, self.may_be_unwatched());
                 }
             }
             Err(failure) => {
@@ -417,6 +427,7 @@ impl Node {
     ///
     /// [`TeardownErrors`] with all that stayed.
     pub async fn down(&mut self) -> Result<(), TeardownErrors> {
+        self.own_tables.forget_all();
         self.datapath = None;
         self.invalidator.take_charge_of(None);
         self.devices.clear();

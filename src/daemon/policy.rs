@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tracing::{error, info, warn};
 
-use super::{DaemonError, Node};
+use super::{DaemonError, Node, own_tables::Own};
 use crate::{
     coherence::Cause,
     config::Rule,
@@ -124,18 +124,23 @@ impl Node {
         Ok(changed)
     }
 
+    /// Whether there may be flows between containers of this host that conntrack has not seen: those
+    /// that it does not know though it looked on are new.
+    pub(super) fn may_be_unwatched(&self) -> bool {
+        let tables = &self.policy_tables;
+        let watched = tables.in_force > 0 && tables.same_host == Some(SameHost::BridgeTable);
+        !self.state.containers.is_empty() && !watched
+    }
+
     async fn compare_policy(
         &mut self,
         rules: Vec<Placed>,
         bridging: Bridging,
     ) -> Result<bool, DaemonError> {
         let locals = self.locals();
-        // Flows between containers of this host that conntrack does not know though it looked on are
-        // new; others may have begun before tables that have to be made.
-        let watched =
-            self.policy_tables.in_force > 0 && bridging.same_host == SameHost::BridgeTable;
-        let running = !locals.is_empty() && !watched;
+        let running = self.may_be_unwatched();
         let Some(generation) = ruleset_generation() else {
+            self.own_tables.forget_all();
             return Ok(kernel::reconcile(&rules, &locals, bridging, running).await?);
         };
         let now = Settled {
@@ -148,6 +153,9 @@ impl Node {
             return Ok(false);
         }
         self.policy_tables.settled = None;
+        let source = (&now.rules, &now.locals, now.bridging);
+        let tables = [Own::Policy, Own::BridgePolicy];
+        self.own_tables.make_from(&tables, &source);
         let changed = kernel::reconcile(&now.rules, &now.locals, bridging, running).await?;
         // What was changed is looked at once more: nft may have been told otherwise meanwhile.
         self.policy_tables.settled = (!changed).then_some(now);

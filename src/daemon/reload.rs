@@ -116,6 +116,7 @@ impl Node {
             tokio::time::sleep(MARKS_SETTLE).await;
         }
         let old = std::mem::replace(&mut self.config, config);
+        self.own_tables.forget_all();
         let changed = match self.take_over(&old).await {
             Ok(changed) => changed,
             Err(failure) => {
@@ -161,6 +162,7 @@ impl Node {
     }
 
     async fn return_to_old(&mut self, effect: Effect) {
+        self.own_tables.forget_all();
         if let Err(reason) = self.mend_overlay().await {
             error!("return to the old configuration: {reason}");
         }

@@ -8,7 +8,7 @@ use std::{sync::mpsc as blocking, thread};
 use tokio::{runtime, sync::mpsc};
 use tracing::debug;
 
-use super::{DaemonError, invalidation::Invalidator};
+use super::{DaemonError, invalidation::Invalidator, own_tables::OwnTables};
 use crate::{
     coherence::{Cause, Memory, Response},
     netlink::{Event, Netlink, NetlinkError, Watch},
@@ -23,7 +23,7 @@ pub type News = mpsc::Receiver<Result<(), NetlinkError>>;
 /// # Errors
 ///
 /// [`DaemonError`] if the kernel gives no sockets, or the system no thread.
-pub fn spawn(invalidator: Invalidator) -> Result<News, DaemonError> {
+pub fn spawn(invalidator: Invalidator, own_tables: OwnTables) -> Result<News, DaemonError> {
     // One place: a comparison that is due covers all changes before it.
     let (sender, news) = mpsc::channel(1);
     let (ready, begun) = blocking::sync_channel(1);
@@ -43,7 +43,7 @@ pub fn spawn(invalidator: Invalidator) -> Result<News, DaemonError> {
                 match begin().await {
                     Ok((watch, memory)) => {
                         let _ = ready.send(Ok(()));
-                        listen(watch, memory, &invalidator, &sender).await;
+                        listen(watch, memory, &invalidator, &own_tables, &sender).await;
                     }
                     Err(error) => {
                         let _ = ready.send(Err(error.into()));
@@ -85,12 +85,19 @@ async fn listen(
     mut watch: Watch,
     mut memory: Memory,
     invalidator: &Invalidator,
+    own_tables: &OwnTables,
     news: &mpsc::Sender<Result<(), NetlinkError>>,
 ) {
     loop {
         match watch.next_batch().await {
             Ok(events) => {
-                if heed(&events, &mut memory, invalidator) {
+                let mut due = heed(&events, &mut memory, invalidator);
+                // Cheap where nothing is hurt, and nothing waits for it that is not.
+                if events.iter().any(may_hurt) && own_tables.mend() {
+                    let _ = invalidator.raise(&[(Cause::Mended, "tables".to_owned())]);
+                    due = true;
+                }
+                if due {
                     // Full: one is due already.
                     let _ = news.try_send(Ok(()));
                 }
@@ -104,6 +111,11 @@ async fn listen(
             return;
         }
     }
+}
+
+/// Whether something of oncache's tables may be gone.
+const fn may_hurt(event: &Event) -> bool {
+    matches!(event, Event::OwnTable | Event::Overrun)
 }
 
 /// Raises the epoch if one of the events asks for it, once for all of them: what they tell of has

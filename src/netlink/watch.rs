@@ -17,7 +17,9 @@ use nix::errno::Errno;
 
 use super::{
     Mac, NetlinkError,
+    conntrack::FAMILY_HEADER,
     ipsec::{NETLINK_XFRM, POLICY_GROUP},
+    tables::TABLE,
 };
 
 // Groups of include/uapi/linux/rtnetlink.h.
@@ -54,6 +56,9 @@ const RTM_DELNEXTHOP: u16 = 105;
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN`: the last message of each committed transaction
 /// (net/netfilter/nf_tables_api.c, `nf_tables_gen_notify`), and thus one for each.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
+
+/// Names of oncache's tables, as messages have them.
+const OWN_TABLES: [&[u8]; 2] = [b"oncache\0", b"oncache-policy\0"];
 
 // Attributes of include/uapi/linux/{if_link,rtnetlink,neighbour,netconf}.h.
 const IFLA_ADDRESS: u16 = 1;
@@ -177,6 +182,8 @@ pub enum Event {
     Ipsec,
     /// A transaction changed the nftables ruleset.
     Ruleset,
+    /// A transaction changed something of one of oncache's tables.
+    OwnTable,
     /// Events were lost: anything may have changed.
     Overrun,
 }
@@ -380,6 +387,11 @@ fn event(message: &[u8]) -> Option<Event> {
             })
         }
         NEW_GENERATION => Some(Event::Ruleset),
+        _ if kind >> 8 == NEW_GENERATION >> 8 => {
+            // The table's name is the first attribute of whatever the message is about.
+            let table = attribute(message, FAMILY_HEADER, TABLE)?;
+            OWN_TABLES.contains(&table).then_some(Event::OwnTable)
+        }
         _ => None,
     }
 }
@@ -488,6 +500,11 @@ mod tests {
         datagram.extend(message(RTM_DELRULE, &with_index(AF_INET, 0)));
         datagram.extend(message(RTM_NEWNEXTHOP, &[0; 8]));
         datagram.extend(message(NEW_GENERATION, &[0; 4]));
+        for name in [&b"oncache-policy\0"[..], b"oncache2\0"] {
+            let all = [(TABLE, name)];
+            let rule = with_attributes(vec![1], FAMILY_HEADER, &all);
+            datagram.extend(message(10 << 8 | 8, &rule));
+        }
         let state = None;
         assert_eq!(
             events(&datagram),
@@ -500,6 +517,7 @@ mod tests {
                 Event::RoutingRule,
                 Event::NextHop,
                 Event::Ruleset,
+                Event::OwnTable,
             ]
         );
     }

@@ -13,12 +13,15 @@
 //!   of the last two) are where it is known;
 //! - `forwards`, `backwards` and `errors`, `errors-back` have the rules, see [`mod@super::compile`].
 
+use std::net::Ipv4Addr;
+
 use serde_json::{Value, json};
 
 use super::{
     compile::{equal, meta, payload, unequal},
-    table::WantedTable,
+    table::{TABLE, WantedTable},
 };
+use crate::netlink::{NetlinkError, forget_flows};
 
 /// Bits of conntrack's label (include/net/netfilter/nf_conntrack_labels.h; 128 of them): the sender
 /// of the entry's original direction opened the flow, or the other side did. Labels, not the mark:
@@ -185,6 +188,19 @@ impl Kind {
         table.rule(self.chain, &[young.clone(), guess, goto("either")]);
         table.rule(self.chain, &[young, goto("either")]);
     }
+}
+
+/// Forgets who opened flows from or to an address: whoever has it next starts anew.
+///
+/// # Errors
+/// [`NetlinkError`]: some may be left.
+pub async fn forget_openers(address: Ipv4Addr) -> Result<(), NetlinkError> {
+    let openers = KINDS.map(|kind| kind.openers);
+    let guessed = KINDS.map(|kind| kind.guessed);
+    forget_flows("inet", TABLE, openers.to_vec(), address).await?;
+    let both = [openers, guessed].concat();
+    forget_flows("bridge", TABLE, both, address).await?;
+    Ok(())
 }
 
 /// The chain `judge` and those that find the opener. `bridge` is the bridge's own address: a frame

@@ -58,7 +58,7 @@ impl Snapshot {
         // By tables: their order is that of their making, and says nothing.
         let mut tables: Vec<&str> = rules.split_inclusive("\n}\n").collect();
         tables.sort_unstable();
-        let lines = tables.iter().flat_map(|table| table.lines());
+        let lines = tables.iter().flat_map(|table| nft_lines(table));
         sections.insert("nft", lines.map(str::to_owned).collect());
         let qdiscs = json(&["tc", "-j", "qdisc", "show"]);
         sections.insert("qdisc", sorted(qdiscs.iter().map(plain)));
@@ -154,6 +154,19 @@ fn surplus<'a>(these: &'a [String], those: &[String]) -> Vec<&'a str> {
             _ => true,
         });
     unmatched.map(String::as_str).collect()
+}
+
+/// A table's lines, without what packets put into its sets: that goes by itself, too.
+fn nft_lines(table: &str) -> Vec<&str> {
+    let policy = table.contains(" oncache-policy {");
+    let mut within = false;
+    let lines = table.lines().filter(|line| {
+        let begins = policy && line.trim_start().starts_with("elements = {");
+        let keep = !within && !begins;
+        within = (within || begins) && !line.contains('}');
+        keep
+    });
+    lines.collect()
 }
 
 fn sorted(lines: impl Iterator<Item = String>) -> Vec<String> {
