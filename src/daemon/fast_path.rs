@@ -25,6 +25,9 @@ use crate::{
     overlay::names::{gateway_mac, vtep_mac},
 };
 
+/// Whose a connection timeout is if it is no object's.
+const SYSCTL: &str = "sysctl net.netfilter.nf_conntrack";
+
 impl Node {
     /// Loads and attaches the programs, over what an earlier daemon has pinned; or takes everything
     /// away where the fast path is switched off or can't be had. The overlay works without it.
@@ -310,7 +313,7 @@ impl Node {
                 .conntrack_timeouts()?
                 .into_iter()
                 .map(|seconds| {
-                    let object = "sysctl net.netfilter.nf_conntrack".to_owned();
+                    let object = SYSCTL.to_owned();
                     Timeout { seconds, object }
                 }),
         );
@@ -322,17 +325,23 @@ impl Node {
             .min();
         let bound = shortest.filter(|_| lease < self.config.cache.lease);
         if bound != self.lease_bound {
-            match &bound {
+            let is_object = |bound: &Option<Timeout>| {
+                bound.as_ref().is_some_and(|bound| bound.object != SYSCTL)
+            };
+            let told = is_object(&bound) || is_object(&self.lease_bound);
+            match bound.as_ref().filter(|_| told) {
                 Some(Timeout { seconds, object }) => {
                     info!("lease {lease:?}: half of {object}, {seconds} s");
                 }
-                None => info!("lease {lease:?}, as configured"),
+                None if told => info!("lease {lease:?}, as configured"),
+                None => {}
             }
             self.lease_bound = bound;
         }
         let ports = self.sysctls.local_port_range()?;
         Ok(Tuning {
             lease,
+            is_cut: self.lease_bound.is_some(),
             ports: (*ports.start(), *ports.end()),
             fingerprint: fingerprint(&self.config),
         })

@@ -20,6 +20,8 @@ use super::{Datapath, DatapathError, clock, map_error};
 pub struct Tuning {
     /// How long an entry serves.
     pub lease: Duration,
+    /// It is cut to what flows' connections live by: what was learned for a longer one must die.
+    pub is_cut: bool,
     /// Outer UDP source ports, lowest and highest.
     pub ports: (u16, u16),
     /// Fingerprint of all that cached results depend on and that no notification would tell of.
@@ -179,8 +181,8 @@ impl Epoch {
         })
     }
 
-    /// Puts `tuning` in force, and a new epoch if results were learned under another fingerprint or for a
-    /// longer lease. Returns whether the epoch was raised.
+    /// Puts `tuning` in force, and a new epoch if results were learned under another fingerprint, or for a
+    /// lease that is longer than connections live by now. Returns whether the epoch was raised.
     ///
     /// # Errors
     ///
@@ -195,7 +197,7 @@ impl Epoch {
                 fingerprint: tuning.fingerprint,
                 ..old
             };
-            if new.fingerprint != old.fingerprint || new.lease < old.lease {
+            if new.fingerprint != old.fingerprint || (tuning.is_cut && new.lease < old.lease) {
                 shared.raise(new)?;
                 wait_for_running_programs()?;
                 return Ok(true);

@@ -191,7 +191,7 @@ fn filters_of_its_own_go_and_the_qdisc_with_them_if_it_is_its_own() {
         host.write_config(
             &host
                 .default_config()
-                .extra("attach = \"clsact\"")
+                .extra("attach = \"clsact\"\nignore_traffic_control = [\"eth1\"]")
                 .to_string(),
         );
     }

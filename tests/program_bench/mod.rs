@@ -90,6 +90,7 @@ impl Bench {
         let datapath = Datapath::load(root, &constants, sizes, AttachMode::Tcx)
             .expect("the programs load (root is needed)");
         let tuning = Tuning {
+            is_cut: false,
             lease: world::LEASE,
             ports: world::PORTS,
             fingerprint: 1,

@@ -127,6 +127,7 @@ fn a_start_that_dies_before_its_programs_are_attached_is_begun_anew() {
     let place = Place::new();
     place.enter(|| {
         let tuning = Tuning {
+            is_cut: false,
             lease: Duration::from_secs(30),
             ports: (32768, 60999),
             fingerprint: 7,
