@@ -22,8 +22,10 @@ const OWN_TABLES: &str = "oncache";
 /// Where a device is on the way of packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// The host-side device of the container of that name.
+    /// The host-side device of a container's veth pair, by the container's name.
     Container(String),
+    /// The same of a netkit pair: what `egress` carries does not come to it.
+    Netkit(String),
     /// Bridge or VXLAN device: nothing of the fast path passes it.
     Skipped,
     /// The underlay device: the fast path ends and begins within it.
@@ -149,7 +151,7 @@ pub fn on_device(
     let chains = chains.iter().filter(|it| !it.table.starts_with(OWN_TABLES));
     reasons.extend(chains.map(|it| format!("chain {} of table {}", it.name, it.table)));
     // Elsewhere a packet has met it before it reaches `egress` or `ingress`.
-    if on.xdp && *way == Way::Skipped {
+    if on.xdp && matches!(way, Way::Skipped | Way::Netkit(_)) {
         reasons.insert("XDP program".to_owned());
     }
     if on.xdp_at_other_end && matches!(way, Way::Container(_)) {
@@ -271,6 +273,8 @@ mod tests {
             ..OnDevice::default()
         };
         assert_eq!(hinders(&xdp, &[]), [false, true, false]);
+        let netkit = Way::Netkit("web".into());
+        assert!(!on_device(&netkit, &xdp, &[], &[], &HashSet::new()).is_empty());
         let inside = OnDevice {
             xdp_at_other_end: true,
             ..OnDevice::default()

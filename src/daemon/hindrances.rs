@@ -12,7 +12,7 @@ use crate::{
     },
     control::api::NotCarried,
     datapath::foreign::foreign,
-    netlink::{OnDevice, device_chains, ipsec_policies, on_devices},
+    netlink::{OnDevice, PairKind, device_chains, ipsec_policies, on_devices},
 };
 
 impl Node {
@@ -80,7 +80,7 @@ impl Node {
             let chains: Vec<_> = chains.iter().filter(|chain| chain.is_on(device)).collect();
             let reasons = hindrance::on_device(way, hung, &programs, &chains, &ours);
             let flows = match way {
-                Way::Container(name) => Flows::Container(name.clone()),
+                Way::Container(name) | Way::Netkit(name) => Flows::Container(name.clone()),
                 Way::Skipped | Way::Underlay => Flows::All,
             };
             found.extend(reasons.into_iter().map(|reason| Hindrance {
@@ -107,7 +107,11 @@ impl Node {
         let skipped = skipped.map(|device| (device.index, (device.name.clone(), Way::Skipped)));
         let containers = self.devices.iter().filter_map(|(name, device)| {
             let named = self.state.containers.get(name)?.device.clone();
-            Some((device.index, (named, Way::Container(name.clone()))))
+            let way = match device.kind {
+                PairKind::Veth => Way::Container(name.clone()),
+                PairKind::Netkit => Way::Netkit(name.clone()),
+            };
+            Some((device.index, (named, way)))
         });
         let node = &self.config.node;
         let underlay = (node.underlay_index, (node.underlay.clone(), Way::Underlay));

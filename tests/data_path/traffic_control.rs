@@ -263,6 +263,25 @@ fn a_tcx_program_is_found_without_a_notification() {
     scene.until_carried(&flow, "web again");
 }
 
+/// What is handed over within the kernel does not pass the driver at the container's end.
+#[test]
+fn an_xdp_program_inside_a_container_is_met() {
+    let scene = Scene::new("");
+    let flow = scene.flow(&scene.web);
+    scene.until_carried(&flow, "web");
+    let path = pin_xdp(scene.alpha(), true);
+    scene
+        .web
+        .sh(&format!("ip link set eth0 xdpdrv pinned {path}"));
+    scene.until_known(&["onc-web: XDP program inside the container"]);
+    assert_eq!(scene.leaked(&flow, 5), 0);
+    assert_eq!(scene.carried(&flow, 10), [0, 0]);
+    assert_eq!(scene.leaked(&flow, 5), 0);
+    scene.web.sh("ip link set eth0 xdpdrv off");
+    scene.until_known(&[]);
+    scene.until_carried(&flow, "web again");
+}
+
 /// Filters and qdiscs of oncache's own are told of as anybody's are.
 #[test]
 fn own_filters_are_no_hindrance_and_no_news() {
