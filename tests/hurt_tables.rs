@@ -48,7 +48,7 @@ fn passed(from: &Container, to: &Container, damage: impl FnOnce()) -> (usize, Du
         });
         thread::sleep(Duration::from_millis(50));
         damage();
-        thread::sleep(Duration::from_millis(1500));
+        thread::sleep(Duration::from_millis(700));
         over.store(true, Ordering::Relaxed);
         let came = listening.join().expect("a listener");
         let first_and_last = came.first().zip(came.last());
@@ -116,7 +116,10 @@ fn what_is_denied_passes_for_as_long_as_it_takes_to_put_the_tables_back() {
                 );
                 assert!(time < SURELY, "{count} rules, {damage}, {place}: {time:?}");
                 assert!(packets(alpha, count) > counted, "counting goes on");
-                assert_eq!(Hits::of(alpha), hits, "the fast path carried some of it");
+                // The rule by which flows are learned goes with the ruleset.
+                if damage.ends_with("ruleset") {
+                    assert_eq!(Hits::of(alpha), hits, "the fast path carried some of it");
+                }
                 lab::until_same(alpha, &whole, SURELY, damage);
                 until_settled(alpha);
             }

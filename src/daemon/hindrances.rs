@@ -11,7 +11,7 @@ use crate::{
         hindrance::{self, Ends, Flows, Hindrance, Hindrances, Way},
     },
     control::api::NotCarried,
-    datapath::foreign::foreign,
+    datapath::{epoch::Hold, foreign::foreign},
     netlink::{OnDevice, PairKind, device_chains, ipsec_policies, on_devices},
 };
 
@@ -24,7 +24,7 @@ impl Node {
     ///
     /// [`DaemonError`]: what is there is not known, and a hold stays.
     pub(super) async fn look_at_devices(&mut self) -> Result<(), DaemonError> {
-        let hold = self.invalidator.hold();
+        let hold = self.invalidator.held(Hold::Devices);
         if !self.has_fast_path() {
             self.hindrances = Hindrances::default();
             return Ok(());
@@ -52,7 +52,7 @@ impl Node {
             }
         }
         if let Some(hold) = hold {
-            self.invalidator.release(hold)?;
+            self.invalidator.release(Hold::Devices, hold)?;
         }
         Ok(())
     }

@@ -11,7 +11,10 @@ use tracing::{error, info};
 
 use crate::{
     coherence::{Cause, CauseCount, CauseCounts, Scope},
-    datapath::{DatapathError, Epoch, epoch::wait_for_running_programs},
+    datapath::{
+        DatapathError, Epoch,
+        epoch::{Hold, wait_for_running_programs},
+    },
 };
 
 /// How many causes of one new epoch are named in the log.
@@ -65,9 +68,19 @@ impl Invalidator {
         }
     }
 
-    /// The hold that is on learning, if there is one: see [`Cause::holds`].
-    pub(super) fn hold(&self) -> Option<u64> {
-        self.lock().epoch.as_ref().and_then(Epoch::hold)
+    /// Lets nothing be learned while rules may be missing: it would pass by the fast path before they
+    /// are back.
+    pub(super) fn hold(&self, why: Hold) {
+        let mut shared = self.lock();
+        if let Some(Err(reason)) = shared.epoch.as_ref().map(|epoch| epoch.hold(why)) {
+            error!("hold back what is learned: {reason}");
+            shared.failure = Some(reason.to_string());
+        }
+    }
+
+    /// The hold that is on learning, if there is one.
+    pub(super) fn held(&self, why: Hold) -> Option<u64> {
+        self.lock().epoch.as_ref().and_then(|epoch| epoch.held(why))
     }
 
     /// Lets programs learn again, unless something else has come since this hold.
@@ -75,10 +88,19 @@ impl Invalidator {
     /// # Errors
     ///
     /// As [`Epoch::release`].
-    pub(super) fn release(&self, hold: u64) -> Result<(), DatapathError> {
+    pub(super) fn release(&self, why: Hold, hold: u64) -> Result<(), DatapathError> {
         match &self.lock().epoch {
-            Some(epoch) => epoch.release(hold),
+            Some(epoch) => epoch.release(why, hold),
             None => Ok(()),
+        }
+    }
+
+    /// Ends a hold for the sake of tables that are back.
+    pub(super) fn release_tables(&self, hold: Option<u64>) {
+        let released = hold.map_or(Ok(()), |hold| self.release(Hold::Tables, hold));
+        if let Err(reason) = released {
+            error!("learn again: {reason}");
+            self.lock().failure = Some(reason.to_string());
         }
     }
 
@@ -104,7 +126,7 @@ impl Invalidator {
     /// As [`Invalidator::raise`].
     pub(super) fn raise_unseen(&self, causes: &[(Cause, String)]) -> Result<(), DatapathError> {
         if causes.iter().any(|(cause, _)| cause.holds()) {
-            self.raise_by(causes, Epoch::raise_and_hold)
+            self.raise_by(causes, |epoch| epoch.raise_and_hold(Hold::Devices))
         } else {
             self.raise(causes)
         }

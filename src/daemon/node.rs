@@ -20,7 +20,7 @@ use crate::{
     coherence::{self, Cause, Scope, hindrance::Hindrances, next_hop_has_moved},
     config::{Chosen, Config, ConfigFile, HostFacts},
     container::devices::{self, HostDevice},
-    datapath::{Datapath, PIN_ROOT},
+    datapath::{Datapath, PIN_ROOT, epoch::Hold},
     log,
     netlink::{
         Mac, Netlink, NetlinkError, Timeout, format_mac, ruleset_generation, underlay_facts,
@@ -207,6 +207,7 @@ impl Node {
     pub async fn reconcile(&mut self) {
         self.save_again();
         let generation = ruleset_generation();
+        let hold = self.invalidator.held(Hold::Tables);
         match self.try_reconcile().await {
             Ok(changed) => {
                 self.last_failure = None;
@@ -215,6 +216,8 @@ impl Node {
                 } else {
                     self.own_tables.keep(generation, self.may_be_unwatched());
                 }
+                // What the watcher could not put back is back.
+                self.invalidator.release_tables(hold);
             }
             Err(failure) => {
                 let line = failure.to_string();

@@ -123,22 +123,24 @@ impl OwnTables {
         }
     }
 
-    /// Puts back what is not as it was copied. Returns whether anything was.
-    pub(super) fn mend(&self) -> bool {
+    /// Whether there is any copy.
+    pub(super) fn are_kept(&self) -> bool {
+        !self.lock().copies.is_empty()
+    }
+
+    /// Puts back what is not as it was copied. Returns whether anything was; nothing if it can't be.
+    pub(super) fn mend(&self) -> Option<bool> {
         let kept = self.lock();
-        if kept.copies.is_empty() {
-            return false;
-        }
         let copies: Vec<TableCopy> = kept.copies.iter().map(|(_, copy)| copy.clone()).collect();
         match restore_tables(&copies) {
-            Ok(names) if names.is_empty() => false,
+            Ok(names) if names.is_empty() => Some(false),
             Ok(names) => {
                 info!("tables {} were hurt and are restored", names.join(", "));
-                true
+                Some(true)
             }
             Err(reason) => {
                 warn!("{reason}; the comparison mends them");
-                false
+                None
             }
         }
     }

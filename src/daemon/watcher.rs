@@ -11,6 +11,7 @@ use tracing::debug;
 use super::{DaemonError, invalidation::Invalidator, own_tables::OwnTables};
 use crate::{
     coherence::{Cause, Memory, Response},
+    datapath::epoch::Hold,
     netlink::{Event, Netlink, NetlinkError, Watch},
 };
 
@@ -91,11 +92,13 @@ async fn listen(
     loop {
         match watch.next_batch().await {
             Ok(events) => {
+                let hurt = events.iter().any(may_hurt) && own_tables.are_kept();
+                if hurt {
+                    invalidator.hold(Hold::Tables);
+                }
                 let mut due = heed(&events, &mut memory, invalidator);
-                // Cheap where nothing is hurt, and nothing waits for it that is not.
-                if events.iter().any(may_hurt) && own_tables.mend() {
-                    let _ = invalidator.raise(&[(Cause::Mended, "tables".to_owned())]);
-                    due = true;
+                if hurt {
+                    due |= mend(invalidator, own_tables);
                 }
                 if due {
                     // Full: one is due already.
@@ -111,6 +114,21 @@ async fn listen(
             return;
         }
     }
+}
+
+/// Puts back what is hurt of oncache's tables, learning being held. Returns whether there was
+/// anything.
+fn mend(invalidator: &Invalidator, own_tables: &OwnTables) -> bool {
+    let hold = invalidator.held(Hold::Tables);
+    let mended = own_tables.mend();
+    if mended == Some(true) {
+        let _ = invalidator.raise(&[(Cause::Mended, "nftables".to_owned())]);
+    }
+    // What can't be put back at once is left to the comparison, which then ends the hold.
+    if mended.is_some() {
+        invalidator.release_tables(hold);
+    }
+    mended != Some(false)
 }
 
 /// Whether something of oncache's tables may be gone.

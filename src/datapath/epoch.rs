@@ -1,6 +1,7 @@
 //! The epoch and the other settings that change while the programs run.
 
 use std::{
+    collections::BTreeMap,
     io,
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -33,6 +34,15 @@ pub struct Tuning {
 /// ([`Datapath::sweep`]).
 const SPACING: Duration = Duration::from_millis(2);
 
+/// Why nothing is to be learned for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hold {
+    /// Something has come to a device, and what it is was not looked at yet.
+    Devices,
+    /// Tables of oncache's were hurt, and are not back yet.
+    Tables,
+}
+
 /// A handle to the settings in force. Its clones are one: whoever raises the epoch through one of
 /// them has raised it for all.
 #[derive(Clone)]
@@ -45,8 +55,8 @@ struct Shared {
     raised: Option<Instant>,
     /// `learn_from` of the settings while learning is not held.
     learn_from: u64,
-    /// The present hold, if there is one; each has another number.
-    held: Option<u64>,
+    /// The present holds; each has another number.
+    held: BTreeMap<Hold, u64>,
     holds: u64,
 }
 
@@ -57,12 +67,22 @@ impl Shared {
 
     fn store(&mut self, settings: Settings) -> Result<(), DatapathError> {
         let settings = Settings {
-            learn_from: self.held.map_or(settings.learn_from, |_| HELD),
+            learn_from: if self.held.is_empty() {
+                settings.learn_from
+            } else {
+                HELD
+            },
             ..settings
         };
         self.map
             .set(0, settings, 0)
             .map_err(map_error("write", "SETTINGS"))
+    }
+
+    fn begin(&mut self, why: Hold) -> u64 {
+        self.holds += 1;
+        self.held.insert(why, self.holds);
+        self.holds
     }
 
     /// Puts `other` in force with the next epoch.
@@ -97,7 +117,7 @@ impl Epoch {
             mark_bits: MarkField::trusted(mark_mask).epoch_bits(),
             raised: None,
             learn_from: 0,
-            held: None,
+            held: BTreeMap::new(),
             holds: 0,
         };
         // What can't be read now fails at the first use.
@@ -105,7 +125,7 @@ impl Epoch {
             // A daemon that has died held it, and what it was before is not known.
             Ok(HELD) => {
                 shared.learn_from = clock::now() + MARK_REST;
-                shared.held = Some(0);
+                shared.held.insert(Hold::Devices, 0);
             }
             Ok(learn_from) => shared.learn_from = learn_from,
             Err(_) => {}
@@ -147,32 +167,45 @@ impl Epoch {
     /// # Errors
     ///
     /// As [`Epoch::raise`].
-    pub fn raise_and_hold(&self) -> Result<u32, DatapathError> {
+    pub fn raise_and_hold(&self, why: Hold) -> Result<u32, DatapathError> {
         self.with(|shared| {
-            shared.holds += 1;
-            shared.held = Some(shared.holds);
+            shared.begin(why);
             let settings = shared.settings()?;
             shared.raise(settings)
         })
     }
 
-    /// The hold that is on learning, if there is one.
-    #[must_use]
-    pub fn hold(&self) -> Option<u64> {
-        self.with(|shared| shared.held)
-    }
-
-    /// Ends the hold, unless there is another one by now.
+    /// Lets nothing be learned until [`Epoch::release`]; what is there stays.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`] if the map can't be written.
-    pub fn release(&self, hold: u64) -> Result<(), DatapathError> {
+    pub fn hold(&self, why: Hold) -> Result<u64, DatapathError> {
         self.with(|shared| {
-            if shared.held != Some(hold) {
+            let hold = shared.begin(why);
+            let settings = shared.settings()?;
+            shared.store(settings)?;
+            Ok(hold)
+        })
+    }
+
+    /// The hold that is on learning for this reason, if there is one.
+    #[must_use]
+    pub fn held(&self, why: Hold) -> Option<u64> {
+        self.with(|shared| shared.held.get(&why).copied())
+    }
+
+    /// Ends a hold, unless there is another one for this reason by now.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`] if the map can't be written.
+    pub fn release(&self, why: Hold, hold: u64) -> Result<(), DatapathError> {
+        self.with(|shared| {
+            if shared.held.get(&why) != Some(&hold) {
                 return Ok(());
             }
-            shared.held = None;
+            shared.held.remove(&why);
             let settings = Settings {
                 learn_from: shared.learn_from,
                 ..shared.settings()?

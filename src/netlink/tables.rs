@@ -180,15 +180,20 @@ impl TableCopy {
 pub fn restore_tables(copies: &[TableCopy]) -> Result<Vec<&str>, NetlinkError> {
     let mut socket = Tables::open()?;
     let mut attempt = 0;
-    loop {
+    'again: loop {
         attempt += 1;
         let generation = ruleset_generation();
         let mut batch = Vec::new();
         let mut names = Vec::new();
         for copy in copies {
-            let present = socket
-                .copy(copy.family, &copy.name)
-                .map_err(|errno| refused(format!("look at table {}", copy.name), errno))?;
+            let present = match socket.copy(copy.family, &copy.name) {
+                Ok(present) => present,
+                // It went while it was looked at.
+                Err(Errno::ENOENT) if attempt < ATTEMPTS => continue 'again,
+                Err(errno) => {
+                    return Err(refused(format!("look at table {}", copy.name), errno));
+                }
+            };
             let mending = copy.mending(present.as_ref());
             if !mending.is_empty() {
                 names.push(copy.name.as_str());

@@ -261,8 +261,8 @@ fn the_file_and_the_run_time_have_their_places() {
     reload(alpha, &with(""));
     assert!(listed(alpha).is_empty());
     Udp(7002).expect(&client, &server, true, "no rules");
-    let tables = alpha.run(&["nft", "list", "tables"]);
-    assert!(!tables.contains("oncache-policy"), "{tables}");
+    let table = alpha.run(&["nft", "list", "table", "inet", "oncache-policy"]);
+    assert!(!table.contains("drop"), "{table}");
 }
 
 #[test]
