@@ -50,10 +50,10 @@ bench-quick: ## the same, short: hit ratios and sanity, not times (as root, a mi
 	$(CARGO) build --release --locked
 	@$(BENCH) --quick
 
-bench-sweep: ## the same with ever more flows, peers and containers (as root, six minutes)
+bench-sweep: ## the same with ever more flows, peers, containers and flows in turn (as root, eight minutes)
 	@.ci/setup bench
 	$(CARGO) build --release --locked
-	@$(BENCH) --sweep flows,peers,containers --document --json docs/benchmarks-sweeps.json
+	@$(BENCH) --sweep flows,peers,containers,crowd --document --json docs/benchmarks-sweeps.json
 
 bench-applications: ## memcached, PostgreSQL and nginx, which it installs (as root, eight minutes)
 	@.ci/setup bench

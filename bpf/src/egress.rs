@@ -68,30 +68,33 @@ pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
         return Err(Some(Reason::OverMtu));
     }
     let settings = settings().ok_or(Reason::HelperFailed)?;
-    if inner.accepts {
-        if !has_place && is_turned_away(settings.lease) {
-            return Err(Some(Reason::Crowded));
-        }
-        let reason = missed(skb, &inner, Reason::SynAck, settings.epoch);
-        return Err(Some(reason));
-    }
     let jiffy = Jiffy::present();
-    match cached(skb, &key, inner.has_payload(), jiffy.tick(), &settings) {
+    let way = if inner.accepts {
+        Err(if has_place { Reason::SynAck } else { NO_PLACE })
+    } else {
+        cached(skb, &key, inner.has_payload(), jiffy.tick(), &settings)
+    };
+    match way {
         Ok(way) => {
             check_device(skb, &jiffy, way.headers.ifindex, inner.segment_length(skb))?;
             let action = encapsulate(skb, &inner, &key, way)?;
             count(Program::Egress, Reason::Hit);
             Ok(action)
         }
-        Err(NO_PLACE) if is_turned_away(settings.lease) => Err(Some(Reason::Crowded)),
-        Err(NO_PLACE) => Err(Some(missed(skb, &inner, Reason::NoFlow, settings.epoch))),
-        Err(reason) => Err(Some(missed(skb, &inner, reason, settings.epoch))),
+        Err(reason) => Err(Some(missed(skb, &inner, reason, &settings))),
     }
 }
 
 /// Marks what may be learned from, and says why the packet takes the slow path.
 #[inline(always)]
-fn missed(skb: &Skb, inner: &Inner, reason: Reason, epoch: u32) -> Reason {
+fn missed(skb: &Skb, inner: &Inner, reason: Reason, settings: &Settings) -> Reason {
+    let reason = match reason {
+        NO_PLACE if is_turned_away(settings.lease) => return Reason::Crowded,
+        NO_PLACE if inner.accepts => Reason::SynAck,
+        NO_PLACE => Reason::NoFlow,
+        reason => reason,
+    };
+    let epoch = settings.epoch;
     // SAFETY: INGRESS has BPF_F_NO_PREALLOC: an element stays its key's until this program is done.
     let Some(local) = (unsafe { INGRESS.get(&inner.source()) }) else {
         return Reason::NoContainer;

@@ -4,7 +4,8 @@
 //! it holds, each packet then enters its flow, none finds it there, and the entering (the LRU lists'
 //! locks, an element taken and one given back) comes on top of the slow path. So a processor enters
 //! no more new flows within a lease than there is room for; of those beyond, one packet in
-//! [`ONE_OF`] is let in. A long flow gets in by one of its next packets, the others stay on the slow
+//! [`ONE_OF`] is let in. It draws its place where it misses: the others cost a look-up and are not even
+//! marked. A long flow gets in by one of its next packets, the others stay on the slow
 //! path, and those that are in stay long enough to be of use.
 //!
 //! A connection that ends gives its place back: short connections crowd nobody, however many follow
