@@ -7,5 +7,7 @@ mod lab;
 #[path = "../policy_probe/mod.rs"]
 mod policy_probe;
 
+mod forgotten_openers;
+mod hurt_tables;
 mod policy;
 mod policy_life;

@@ -17,7 +17,6 @@ fn link(name: &str, kind: &str, mac: Mac) -> Link {
         port: None,
         controller: None,
         kind: Some(kind.into()),
-        port: None,
         far_namespace: None,
         alias: None,
         vxlan: None,

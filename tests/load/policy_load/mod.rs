@@ -122,7 +122,7 @@ fn what_is_denied_has_stopped_when_the_call_returns() {
             }
         }
         passed_before += there.iter().filter(|seen| !seen.outgoing).count();
-        eventually("the others are fast again", lab::PATIENCE, || {
+        eventually("the others are fast again", crate::lab::PATIENCE, || {
             fast_flows(hosts[which], pairs[1]) == flows
         });
         let (status, answer) = ask(hosts[which], "DELETE", "/v1/policy", None);

@@ -1,9 +1,6 @@
 //! Tables of oncache's that somebody deletes, flushes or changes are put back at once: rules stop what
 //! they deny again, and meanwhile the fast path carries nothing of it.
 
-mod lab;
-mod policy_probe;
-
 use std::{
     net::{SocketAddr, UdpSocket},
     sync::atomic::{AtomicBool, Ordering},
@@ -11,9 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Hits, eventually, two_hosts, until_fast};
+use crate::lab::{Hits, eventually, two_hosts, until_fast};
+use crate::policy_probe::{apply, packets, rule};
 use oncache_testbed::{Container, Host};
-use policy_probe::{apply, packets, rule};
 
 /// The port that a rule denies.
 const PORT: u16 = 7001;
@@ -120,7 +117,7 @@ fn what_is_denied_passes_for_as_long_as_it_takes_to_put_the_tables_back() {
                 if damage.ends_with("ruleset") {
                     assert_eq!(Hits::of(alpha), hits, "the fast path carried some of it");
                 }
-                lab::until_same(alpha, &whole, SURELY, damage);
+                crate::lab::until_same(alpha, &whole, SURELY, damage);
                 until_settled(alpha);
             }
         }
@@ -153,10 +150,10 @@ fn a_rule_or_a_source_that_is_taken_out_is_put_back() {
         "nft flush chain inet oncache established".to_owned(),
     ] {
         alpha.sh(&damage);
-        let took = lab::until_same(alpha, &whole, SURELY, &damage);
+        let took = crate::lab::until_same(alpha, &whole, SURELY, &damage);
         println!("{damage}: as it was after {took:?}");
-        policy_probe::Probe::Udp(PORT).expect(&one, &near, false, &damage);
-        policy_probe::Probe::Udp(7002).expect(&one, &near, true, &damage);
+        crate::policy_probe::Probe::Udp(PORT).expect(&one, &near, false, &damage);
+        crate::policy_probe::Probe::Udp(7002).expect(&one, &near, true, &damage);
         until_settled(alpha);
     }
 }

@@ -1,9 +1,6 @@
 //! A rule means the one who opened a flow, also where conntrack forgets or begins in mid-flow: what a
 //! rule denies stops in both directions for good, whoever sends the first packet that is seen.
 
-mod lab;
-mod policy_probe;
-
 use std::{
     collections::VecDeque,
     io::{ErrorKind, Read as _, Write as _},
@@ -12,9 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::two_hosts;
+use crate::lab::two_hosts;
+use crate::policy_probe::{apply, clear, gateway, packets, rule};
 use oncache_testbed::{Container, Host, Lab};
-use policy_probe::{apply, clear, gateway, packets, rule};
 
 /// The port that is asked at.
 const PORT: u16 = 5432;
@@ -338,7 +335,7 @@ fn the_labels_know_what_a_flush_of_the_ruleset_forgets() {
                     apply(alpha, &deny(&client, protocol));
                 }
                 alpha.run(&["nft", "flush", "ruleset"]);
-                lab::eventually("the tables are back", lab::PATIENCE, || {
+                crate::lab::eventually("the tables are back", crate::lab::PATIENCE, || {
                     let tables = alpha.run(&["nft", "list", "tables"]);
                     tables.matches("oncache-policy").count() == 2
                 });
