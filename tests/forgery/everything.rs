@@ -43,11 +43,8 @@ fn datagram(scene: &Scene, socket: &UdpSocket, chance: &mut Chance, number: u32)
     if large {
         bytes.resize(3000, 0x55);
     }
-    let mut sent = false;
-    // Not sent to where the container itself has no way.
-    if socket.send_to(&bytes, (to, port)).is_ok() {
-        sent = true;
-    }
+    // Not where the container itself has no way.
+    let sent = socket.send_to(&bytes, (to, port)).is_ok();
     let packet = Packet {
         from: world.attacker,
         to,
