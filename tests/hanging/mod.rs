@@ -57,11 +57,8 @@ struct Pin {
 }
 
 /// One instruction; `registers` is the source's number times sixteen plus the destination's.
-const fn instruction(code: u8, registers: u8, offset: i16, immediate: u32) -> u64 {
-    code as u64
-        | (registers as u64) << 8
-        | (offset.cast_unsigned() as u64) << 16
-        | (immediate as u64) << 32
+const fn instruction(code: u8, registers: u8, offset: u16, immediate: u32) -> u64 {
+    code as u64 | (registers as u64) << 8 | (offset as u64) << 16 | (immediate as u64) << 32
 }
 
 /// `TCX_NEXT` for all, or `TC_ACT_SHOT` for long packets.
