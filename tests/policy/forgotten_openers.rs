@@ -57,12 +57,27 @@ impl Speaker {
     }
 }
 
+/// A socket at a port of before: a child of another test's thread may hold the last one for a moment,
+/// between fork and exec.
+fn bound<S>(bind: impl Fn() -> std::io::Result<S>) -> S {
+    let until = Instant::now() + SURELY;
+    loop {
+        match bind() {
+            Ok(socket) => return socket,
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => panic!("bind: {error}"),
+        }
+    }
+}
+
 const CLIENT: usize = 0;
 const SERVER: usize = 1;
 
 impl Flow {
     fn tcp(client: &Container, server: &Container) -> Self {
-        let listener = server.enter(|| TcpListener::bind((server.ip, PORT)).expect("listen"));
+        let listener = server.enter(|| bound(|| TcpListener::bind((server.ip, PORT))));
         let asking = client.enter(|| TcpStream::connect((server.ip, PORT)).expect("connect"));
         let (answering, _) = listener.accept().expect("accept");
         let mut flow = Self::Tcp([Speaker::new(asking), Speaker::new(answering)]);
@@ -72,7 +87,7 @@ impl Flow {
 
     fn udp(client: &Container, server: &Container) -> Self {
         let bind = |end: &Container, port| {
-            let socket = end.enter(|| UdpSocket::bind((end.ip, port)).expect("bind"));
+            let socket = end.enter(|| bound(|| UdpSocket::bind((end.ip, port))));
             socket.set_nonblocking(true).expect("no waiting");
             socket
         };
@@ -220,6 +235,11 @@ fn a_denied_flow_stops_whoever_is_seen_first(lab: &Lab, number: usize) {
                 Forgetting::Delete,
             ] {
                 for first in [SERVER, CLIENT] {
+                    if matches!((how, first), (Forgetting::Nothing, CLIENT))
+                        || (matches!(how, Forgetting::Flush([0, 1])) && place != "between hosts")
+                    {
+                        continue;
+                    }
                     let mut flow = make(&client, &server);
                     let when = format!("{place}, {protocol}, {how:?}, then end {first} speaks");
                     forget(hosts, how, &client);
