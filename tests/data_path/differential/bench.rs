@@ -93,9 +93,10 @@ impl Bench {
         let neighbours = [(&CLIENT, &SERVER), (&SERVER, &CLIENT)];
         for (host, ((end, other), nobody)) in lab.all().iter().zip(neighbours.iter().zip(NOBODY)) {
             let [.., number, _] = end.ip.octets();
+            // Nobody's is not permanent: those of the bridge are the daemon's, who would take it away.
             host.sh(&format!(
                 "ip neigh replace {} lladdr {} dev oncache0 nud permanent
-                 ip neigh replace {nobody} lladdr 02:00:00:00:77:{number:02x} dev oncache0 nud permanent
+                 ip neigh replace {nobody} lladdr 02:00:00:00:77:{number:02x} dev oncache0 nud noarp
                  ip neigh replace {} lladdr {} dev eth1 nud permanent
                  ip neigh replace 192.168.50.99 lladdr 02:00:00:00:00:99 dev eth1 nud permanent
                  ip route add 203.0.113.0/24 via 192.168.50.99
