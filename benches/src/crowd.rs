@@ -5,12 +5,13 @@
 use std::{
     io,
     net::{SocketAddr, UdpSocket},
+    time::Duration,
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use oncache_testbed::Container;
 
-use crate::traffic::{Run, TURN, again};
+use crate::traffic::{Run, again};
 
 /// How many sockets the server has.
 const SERVERS: u16 = 16;
@@ -19,6 +20,9 @@ const FIRST_SERVER_PORT: u16 = 5000;
 const FIRST_CLIENT_PORT: u16 = 6000;
 /// With how many client sockets at a time all servers are asked.
 const WINDOW: usize = 2;
+/// What is on its way is there when the call that sent it returns, unless softirqs are put off. What has
+/// not come after that is lost, or comes in another's stead.
+const PATIENCE: Duration = Duration::from_millis(5);
 /// What a process has open besides.
 const OTHERS: u64 = 256;
 
@@ -40,7 +44,7 @@ impl Ends {
             at.enter(|| {
                 let open = |number| {
                     let socket = UdpSocket::bind((at.ip, first + number))?;
-                    socket.set_read_timeout(Some(TURN))?;
+                    socket.set_read_timeout(Some(PATIENCE))?;
                     Ok(socket)
                 };
                 (0..count).map(open).collect::<io::Result<Vec<_>>>()

@@ -33,9 +33,13 @@ pub fn run(
     let mut rows = Vec::new();
     for flows in super::steps(&STEPS, most) {
         eprintln!("{flows} flows over {ROOM} places");
-        // Anew for each step: a cache remembers that it was crowded for a lease.
+        // Anew for each step: a cache remembers that it was crowded for a lease. And each column twice, in
+        // an order that is the same from both ends: conntrack has one hash for all hosts, in which the flows
+        // of those that began later are found sooner (net/netfilter/nf_conntrack_core.c,
+        // `__nf_conntrack_hash_insert`), a twentieth of the cost from one bed to the next.
         let beds = columns
             .iter()
+            .chain(columns.iter().rev())
             .map(|column| Bed::with(column, Wire::Whole, |config| config.flows(ROOM)))
             .collect::<Result<Vec<_>, _>>()?;
         rows.push(step(&beds, flows, effort)?);
@@ -43,7 +47,9 @@ pub fn run(
     Ok(rows)
 }
 
+/// Rounds on the beds, which are each column's twice, from outside inwards.
 fn step(beds: &[Bed], flows: u32, effort: Effort) -> Result<Row, String> {
+    let columns = beds.len() / 2;
     let workload = Workload::Crowd(flows);
     for bed in beds {
         let first = Effort {
@@ -61,28 +67,33 @@ fn step(beds: &[Bed], flows: u32, effort: Effort) -> Result<Row, String> {
             let number = (turn + round) % beds.len();
             once(&beds[number], workload, effort, &mut cells[number])?;
         }
-        for (bed, cell) in beds.iter().zip(&cells) {
-            let name = &bed.column.name;
-            row.push(&format!("{name}, us per exchange"), cell.cost.median());
+        let both = |number: usize, of: fn(&Cell) -> f64| {
+            f64::midpoint(of(&cells[number]), of(&cells[beds.len() - 1 - number]))
+        };
+        let cost = |number| both(number, |cell| cell.cost.median());
+        let rate = |number| both(number, |cell| cell.rate.median());
+        let names: Vec<&String> = beds.iter().map(|bed| &bed.column.name).collect();
+        for number in 0..columns {
+            let name = names[number];
+            row.push(&format!("{name}, us per exchange"), cost(number));
         }
-        for (bed, cell) in beds.iter().zip(&cells).skip(1) {
-            let name = &bed.column.name;
-            let plain = &cells[0];
+        for number in 1..columns {
+            let name = names[number];
             row.push(
                 &format!("{name}, of overlay's rate by processor time"),
-                plain.cost.median() / cell.cost.median(),
+                cost(0) / cost(number),
             );
             row.push(
                 &format!("{name}, of overlay's rate by the clock"),
-                cell.rate.median() / plain.rate.median(),
+                rate(number) / rate(0),
             );
             row.push(
                 &format!("{name}, hit ratio, %"),
-                cell.hit_ratio.median() * 100.0,
+                both(number, |cell| cell.hit_ratio.median()) * 100.0,
             );
         }
     }
-    for bed in beds {
+    for bed in &beds[..columns] {
         for time in times(bed, workload, effort.cpu, effort.program_time)? {
             let name = &bed.column.name;
             row.push(&format!("{name}, {}, ns", time.program), time.median);
