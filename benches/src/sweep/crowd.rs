@@ -72,13 +72,11 @@ fn step(beds: &[Bed], flows: u32, effort: Effort) -> Result<Row, String> {
         };
         let cost = |number| both(number, |cell| cell.cost.median());
         let rate = |number| both(number, |cell| cell.rate.median());
-        let names: Vec<&String> = beds.iter().map(|bed| &bed.column.name).collect();
-        for number in 0..columns {
-            let name = names[number];
+        let names = beds[..columns].iter().map(|bed| &bed.column.name);
+        for (number, name) in names.clone().enumerate() {
             row.push(&format!("{name}, us per exchange"), cost(number));
         }
-        for number in 1..columns {
-            let name = names[number];
+        for (number, name) in names.enumerate().skip(1) {
             row.push(
                 &format!("{name}, of overlay's rate by processor time"),
                 cost(0) / cost(number),
