@@ -183,6 +183,13 @@ fn forget(hosts: [&Host; 2], how: Forgetting, client: &Container) {
     }
 }
 
+/// What was learned before conntrack forgot serves for a lease: the next packet is to be judged.
+fn by_the_slow_path(hosts: [&Host; 2]) {
+    for host in hosts {
+        host.oncache(&["cache", "flush"]);
+    }
+}
+
 fn deny(client: &Container, protocol: &str) -> String {
     let (from, port) = (
         format!("from = \"{}\"", client.ip),
@@ -475,8 +482,12 @@ fn whatever_is_forgotten_at_whatever_moment_nothing_denied_passes() {
                         }
                         Step::Flush(host) => {
                             hosts[host].run(&["conntrack", "-F"]);
+                            by_the_slow_path(hosts);
                         }
-                        Step::Delete => forget(hosts, Forgetting::Delete, &client),
+                        Step::Delete => {
+                            forget(hosts, Forgetting::Delete, &client);
+                            by_the_slow_path(hosts);
+                        }
                         Step::Deny => {
                             apply(hosts[0], &deny(&client, protocol));
                         }

@@ -155,7 +155,7 @@ fn a_long_lived_child_survives_the_thread_that_ordered_it() {
 fn when_the_owner_is_killed_nothing_is_left() {
     let witness = Place::new();
     let mut victim = Command::new(env::current_exe().expect("this program"));
-    victim.args(["--exact", "the_victim", "--ignored", "--nocapture"]);
+    victim.args(["--exact", "gone::the_victim", "--ignored", "--nocapture"]);
     victim
         .env(VICTIM, witness.netns_path())
         .stdout(Stdio::piped())
