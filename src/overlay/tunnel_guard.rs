@@ -43,8 +43,10 @@ const EARLY: i32 = -300;
 /// `enum nf_ip_hook_priorities`), and behind our own chain that learns by.
 const LATE: i32 = 200;
 
-/// The protocols that end at their receiver.
-const PLAIN: [&str; 7] = ["icmp", "igmp", "tcp", "udp", "udplite", "sctp", "dccp"];
+/// The protocols that end at their receiver, besides IGMP.
+const PLAIN: [&str; 6] = ["icmp", "tcp", "udp", "udplite", "sctp", "dccp"];
+/// Its number, since nft asks /etc/protocols for the name, which not every host has.
+const IGMP: u32 = 2;
 
 /// More fragments follow, or an offset (RFC 791, section 3.1).
 const FRAGMENT: u32 = 0x3fff;
@@ -86,7 +88,12 @@ pub(super) fn rules(tunnel: &Tunnel) -> Vec<Rule<'static>> {
         compare(field("udp", "dport"), Operator::EQ, port)
     };
     let opaque = || {
-        let plain = one_of(PLAIN.map(text));
+        let plain = one_of(
+            PLAIN
+                .map(text)
+                .into_iter()
+                .chain([Expression::Number(IGMP)]),
+        );
         compare(meta(MetaKey::L4proto), Operator::NEQ, plain)
     };
     let fragment = compare(
