@@ -90,7 +90,11 @@ impl Builds {
 
     /// Replaces the binary on a host, as a package manager does: by name, under a running daemon.
     pub fn install(&self, host: &Host, build: Build) {
-        let path = self.path(build);
+        self.install_file(host, &self.path(build));
+    }
+
+    /// The same with whichever binary.
+    pub fn install_file(&self, host: &Host, path: &Path) {
         host.sh(&format!(
             "ln -s {} {INSTALLED}.new; mv -T {INSTALLED}.new {INSTALLED}",
             path.display()

@@ -1,6 +1,8 @@
 //! Another build takes over: the same maps where their layout is the same, new ones where it is not.
 
 use std::{
+    env,
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -120,4 +122,55 @@ fn builds_take_over_from_each_other_under_traffic() {
         4,
         "each program is attached once: {attached:?}"
     );
+}
+
+/// By hand: `ONCACHE_FORMER=FILE cargo test --test daemon former_release -- --ignored --nocapture`, FILE being the
+/// binary of a former release.
+#[test]
+#[ignore = "needs a former release"]
+fn a_former_release_is_taken_over_under_traffic() {
+    let former = env::var("ONCACHE_FORMER").expect("ONCACHE_FORMER: a former release");
+    let builds = Builds::make();
+    let lab = builds.two_hosts();
+    for host in lab.all() {
+        builds.install_file(host, Path::new(&former));
+    }
+    lab.start();
+    let (alpha, beta) = (lab.alpha(), lab.beta());
+    let client = alpha.add_container("client");
+    let server = beta.add_container("server");
+    until_fast([alpha, beta], &client, &server);
+    let going = AtomicBool::new(true);
+    let rounds = Rounds {
+        pause: Duration::from_millis(1),
+        patience: Duration::from_secs(5),
+        ..Rounds::lasting(Duration::from_secs(60))
+    };
+    thread::scope(|scope| {
+        let datagrams = scope.spawn(|| rounds.udp_while(&client, &server, 0, &going));
+        let transfer = Transfer::new(&client, &server, 0)
+            .direction(Direction::Both)
+            .pace(2 << 20)
+            .start();
+        // Forth, back and forth again.
+        for present in [true, false, true] {
+            for host in lab.all() {
+                thread::sleep(Duration::from_millis(500));
+                match present {
+                    true => builds.install(host, Build::Present),
+                    false => builds.install_file(host, Path::new(&former)),
+                }
+                host.stop();
+                host.start();
+            }
+        }
+        thread::sleep(Duration::from_secs(1));
+        let report = transfer.stop();
+        going.store(false, Ordering::Relaxed);
+        let datagrams = datagrams.join().expect("the rounds end");
+        println!("{report}\n{datagrams}");
+        assert!(report.intact(), "{report}");
+        assert_eq!((datagrams.lost, datagrams.wrong), (0, 0), "{datagrams}");
+    });
+    until_fast([alpha, beta], &client, &server);
 }
