@@ -198,7 +198,7 @@ pub(super) fn chain(
     }
 }
 
-fn rule(chain: &'static str, expr: Vec<Statement<'static>>) -> Rule<'static> {
+pub(super) fn rule(chain: &'static str, expr: Vec<Statement<'static>>) -> Rule<'static> {
     commented(chain, expr, None)
 }
 
@@ -243,7 +243,7 @@ pub(super) fn compare(
     Statement::Match(Match { left, right, op })
 }
 
-fn accept() -> Statement<'static> {
+pub(super) fn accept() -> Statement<'static> {
     Statement::Accept(Some(Accept {}))
 }
 
@@ -342,7 +342,7 @@ mod tests {
                 "reception filter input 200 accept",
             ]
         );
-        assert_eq!(fingerprint.rules.len(), 16);
+        assert_eq!(fingerprint.rules.len(), 17);
         assert!(
             fingerprint
                 .rules

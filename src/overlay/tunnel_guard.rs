@@ -33,7 +33,7 @@ use nftables::{
 use super::{
     names::{BRIDGE, VXLAN},
     refused::Refused,
-    ruleset::{and, chain, compare, field, iifname, meta, one_of, refuse, text},
+    ruleset::{accept, and, chain, compare, field, iifname, meta, one_of, refuse, rule, text},
     source_guard::DEVICES,
 };
 
@@ -77,12 +77,6 @@ pub(super) fn rules(tunnel: &Tunnel) -> Vec<Rule<'static>> {
     let of_overlay = |key, op| compare(meta(key), op, one_of([BRIDGE, VXLAN].map(text)));
     // What comes out of the tunnel was sent by a container of another host.
     let from_container = || of_overlay(MetaKey::Iifname, Operator::EQ);
-    let leaving = || {
-        vec![
-            from_container(),
-            of_overlay(MetaKey::Oifname, Operator::NEQ),
-        ]
-    };
     let to_port = || {
         let port = Expression::Number(u32::from(tunnel.port));
         compare(field("udp", "dport"), Operator::EQ, port)
@@ -101,10 +95,6 @@ pub(super) fn rules(tunnel: &Tunnel) -> Vec<Rule<'static>> {
         Operator::NEQ,
         Expression::Number(0),
     );
-    let with = |mut some: Vec<Statement<'static>>, more| {
-        some.push(more);
-        some
-    };
     let mut rules: Vec<_> = DEVICES
         .map(|devices| refuse("arrival", vec![iifname(devices)], Refused::PastBridge))
         .into();
@@ -121,13 +111,26 @@ pub(super) fn rules(tunnel: &Tunnel) -> Vec<Rule<'static>> {
             Refused::Encapsulation,
         ),
         refuse("reception", no_peer(to_port(), tunnel), Refused::NotPeer),
-        refuse("departure", with(leaving(), to_port()), Refused::TunnelPort),
+        // First, since it is most of what is forwarded: within the overlay nothing is judged here.
+        rule(
+            "departure",
+            vec![of_overlay(MetaKey::Oifname, Operator::EQ), accept()],
+        ),
         refuse(
             "departure",
-            with(leaving(), opaque()),
+            vec![from_container(), to_port()],
+            Refused::TunnelPort,
+        ),
+        refuse(
+            "departure",
+            vec![from_container(), opaque()],
             Refused::Encapsulation,
         ),
-        refuse("departure", with(leaving(), fragment), Refused::Fragment),
+        refuse(
+            "departure",
+            vec![from_container(), fragment],
+            Refused::Fragment,
+        ),
     ]);
     rules
 }
