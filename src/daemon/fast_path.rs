@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Whose a connection timeout is if it is no object's.
-const SYSCTL: &str = "sysctl net.netfilter.nf_conntrack";
+const SYSCTL: &str = "the shortest of sysctl net.netfilter.nf_conntrack_*";
 
 impl Node {
     /// Loads and attaches the programs, over what an earlier daemon has pinned; or takes everything
