@@ -1,9 +1,7 @@
 //! Access to a packet: the `__sk_buff` fields and bounds-checked header reads.
 
 use aya_ebpf::{
-    bindings::{
-        __sk_buff, BPF_CSUM_LEVEL_INC, BPF_CSUM_LEVEL_QUERY, BPF_CSUM_LEVEL_RESET,
-    },
+    bindings::{__sk_buff, BPF_CSUM_LEVEL_INC, BPF_CSUM_LEVEL_QUERY, BPF_CSUM_LEVEL_RESET},
     helpers::{bpf_csum_level, bpf_csum_update, bpf_skb_adjust_room, bpf_skb_pull_data},
 };
 use oncache_abi::{mark::MarkField, reason::Reason};
