@@ -300,7 +300,7 @@ pub(super) fn field(protocol: &'static str, name: &'static str) -> Expression<'s
     )))
 }
 
-fn prefix(net: Ipv4Net) -> Expression<'static> {
+pub(super) fn prefix(net: Ipv4Net) -> Expression<'static> {
     Expression::Named(NamedExpression::Prefix(Prefix {
         addr: Box::new(Expression::String(net.network().to_string().into())),
         len: u32::from(net.prefix_len()),
@@ -324,6 +324,7 @@ mod tests {
             port: 4789,
             vni: 42,
             peers: peers.to_vec(),
+            behind: peers.iter().map(|peer| Ipv4Net::from(*peer)).collect(),
         }
     }
 
@@ -342,7 +343,7 @@ mod tests {
                 "reception filter input 200 accept",
             ]
         );
-        assert_eq!(fingerprint.rules.len(), 17);
+        assert_eq!(fingerprint.rules.len(), 18);
         assert!(
             fingerprint
                 .rules
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn who_the_peers_are_shows_in_the_reception_alone() {
+    fn who_the_peers_are_shows_where_the_tunnel_is_received_alone() {
         let with = |peers: &[u8]| {
             let peers: Vec<_> = peers
                 .iter()
@@ -388,7 +389,7 @@ mod tests {
             let (one, other) = (with(one), with(other));
             let pairs = one.rules.iter().zip(&other.rules);
             let differing: Vec<_> = pairs.filter(|(a, b)| a != b).map(|(a, _)| &a.0).collect();
-            assert_eq!(differing, ["reception"]);
+            assert_eq!(differing, ["arrival", "reception"]);
         }
     }
 

@@ -14,12 +14,13 @@
 //! - Protocols pass that end at their receiver. Others may carry a packet that the receiving host would unpack
 //!   and take for one of its own.
 //! - `arrival` (prerouting, behind the putting together of fragments) refuses what leaves the tunnel with a source
-//!   that no peer has: the route back does not lead into the tunnel. And what a container's device hands to the host
+//!   that no peer has. And what a container's device hands to the host
 //!   past the bridge, where nobody has looked at its source.
 //! - `reception` refuses tunnel packets that no peer has sent.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
+use ipnet::Ipv4Net;
 use nftables::{
     expr::{
         Expression, Fib, FibFlag, FibResult, MetaKey, NamedExpression, Payload, PayloadBase,
@@ -33,7 +34,9 @@ use nftables::{
 use super::{
     names::{BRIDGE, VXLAN},
     refused::Refused,
-    ruleset::{accept, and, chain, compare, field, iifname, meta, one_of, refuse, rule, text},
+    ruleset::{
+        accept, and, chain, compare, field, iifname, meta, one_of, prefix, refuse, rule, text,
+    },
     source_guard::DEVICES,
 };
 
@@ -60,6 +63,8 @@ pub struct Tunnel {
     pub vni: u32,
     /// The other hosts' underlay addresses.
     pub peers: Vec<Ipv4Addr>,
+    /// What is behind them: their subnets, and addresses that have moved to them.
+    pub behind: Vec<Ipv4Net>,
 }
 
 /// The guard's chains.
@@ -99,7 +104,12 @@ pub(super) fn rules(tunnel: &Tunnel) -> Vec<Rule<'static>> {
         .map(|devices| refuse("arrival", vec![iifname(devices)], Refused::PastBridge))
         .into();
     rules.extend([
-        refuse("arrival", vec![iifname(VXLAN), astray()], Refused::Behind),
+        refuse(
+            "arrival",
+            vec![iifname(VXLAN), behind_no_peer(tunnel)],
+            Refused::Behind,
+        ),
+        refuse("arrival", vec![iifname(VXLAN), here()], Refused::Behind),
         refuse(
             "reception",
             vec![from_container(), to_port()],
@@ -135,14 +145,26 @@ pub(super) fn rules(tunnel: &Tunnel) -> Vec<Rule<'static>> {
     rules
 }
 
-/// The route to the source does not lead into the tunnel. Of an address that is no unicast one, or this
-/// host's own, there is no such device (net/ipv4/netfilter/nft_fib_ipv4.c, `nft_fib4_eval`).
-fn astray() -> Statement<'static> {
+/// The source is nobody's behind the tunnel. By what is configured, not by the host's routes: its policy rules may
+/// lead its own packets elsewhere than those that it forwards, and `fib` asks as for its own
+/// (net/ipv4/netfilter/nft_fib_ipv4.c, `nft_fib4_eval`: `flowi4_iif`).
+fn behind_no_peer(tunnel: &Tunnel) -> Statement<'static> {
+    // Those within others are left out: intervals of a set may not overlap.
+    let nets = Ipv4Net::aggregate(&tunnel.behind);
+    if nets.is_empty() {
+        return compare(meta(MetaKey::Nfproto), Operator::EQ, text("ipv4"));
+    }
+    let nets = one_of(nets.into_iter().map(prefix));
+    compare(field("ip", "saddr"), Operator::NEQ, nets)
+}
+
+/// The source is a container's here: one of a peer's subnet that has moved.
+fn here() -> Statement<'static> {
     let way_back = Expression::Named(NamedExpression::Fib(Fib {
         result: FibResult::Oifname,
         flags: [FibFlag::Saddr].into(),
     }));
-    compare(way_back, Operator::NEQ, text(VXLAN))
+    compare(way_back, Operator::EQ, text(BRIDGE))
 }
 
 /// Of this tunnel's VNI, and no peer's. Other VXLAN devices may share the port, and have other peers.

@@ -179,7 +179,18 @@ fn tunnel(config: &Config) -> Tunnel {
         port: config.overlay.port,
         vni: config.overlay.vni,
         peers: config.peers.iter().map(|peer| peer.address).collect(),
+        behind: behind(config),
     }
+}
+
+fn behind(config: &Config) -> Vec<Ipv4Net> {
+    let peers = config.peers.iter();
+    peers
+        .flat_map(|peer| {
+            let moved = peer.moved.iter().map(|address| Ipv4Net::from(*address));
+            moved.chain([peer.subnet])
+        })
+        .collect()
 }
 
 /// The discard port (RFC 863). Nobody hears at it: a VXLAN device opens its socket when it goes up.

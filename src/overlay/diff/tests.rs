@@ -400,6 +400,8 @@ fn an_address_that_has_moved_gets_a_route_and_then_a_proxy() {
         [
             "add route 10.42.1.7/32 via 10.42.3.0 dev oncache-vx0",
             "add proxy neighbour 10.42.1.7 dev oncache0",
+            // Who may speak out of the tunnel.
+            "replace table inet oncache",
         ]
     );
     assert_eq!(
@@ -407,6 +409,7 @@ fn an_address_that_has_moved_gets_a_route_and_then_a_proxy() {
         [
             "delete route 10.42.1.7/32 dev oncache-vx0",
             "delete proxy neighbour 10.42.1.7 dev oncache0",
+            "replace table inet oncache",
         ]
     );
     let mut without_bridge = settled(&moved);
