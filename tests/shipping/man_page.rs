@@ -151,6 +151,6 @@ fn the_manual_page_is_current() {
     let committed = fs::read_to_string(&file).unwrap_or_default();
     assert!(
         committed == page,
-        "docs/oncache.8 is not what the command line says; ONCACHE_WRITE_MAN=1 cargo test --test man_page rewrites it"
+        "docs/oncache.8 is not what the command line says; ONCACHE_WRITE_MAN=1 cargo test --test shipping man_page:: rewrites it"
     );
 }

@@ -77,7 +77,7 @@ fn the_files_for_other_distributions_are_current() {
     println!("{:#?}", present.keys().collect::<Vec<_>>());
     assert_eq!(
         present, wanted,
-        "run: ONCACHE_WRITE_REFERENCE=1 cargo test --test nix"
+        "run: ONCACHE_WRITE_REFERENCE=1 cargo test --test shipping nix::"
     );
 }
 
