@@ -11,7 +11,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     DaemonError,
     invalidation::Invalidator,
-    own_tables::OwnTables,
+    own_tables::{Own, OwnTables},
     policy::PolicyTables,
     preflight,
     teardown::{self, TeardownErrors},
@@ -353,6 +353,7 @@ impl Node {
     /// Applies what the slow path lacks. Returns whether anything was done.
     pub(super) async fn mend_overlay(&mut self) -> Result<bool, DaemonError> {
         let wanted = preflight::wanted(&self.config, &self.state);
+        self.own_tables.make_from(&[Own::SlowPath], &wanted.table);
         let (done, failure) = match reconcile(&self.netlink, &self.sysctls, &wanted).await {
             Ok(done) => (done, None),
             Err(mut failure) => (std::mem::take(&mut failure.done), Some(failure)),

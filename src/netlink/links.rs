@@ -38,6 +38,8 @@ pub struct Link {
     pub forwarding: bool,
     /// What the bridge that this is a port of does here.
     pub port: Option<PortSettings>,
+    /// The device group, 0 unless somebody has set it.
+    pub group: u32,
     /// The interface index of the bridge or bond that this is a port of.
     pub controller: Option<u32>,
     /// The driver's name (`bridge`, `vxlan`, `veth`, `netkit`); none for hardware and loopback.
@@ -385,6 +387,16 @@ impl Netlink {
         self.set(device, &what, builder).await
     }
 
+    /// Sets the group that a device belongs to.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] naming the device.
+    pub async fn set_group(&self, device: u32, group: u32) -> Result<(), NetlinkError> {
+        let builder = LinkMessageBuilder::<LinkUnspec>::new()
+            .append_extra_attribute(LinkAttribute::Group(group));
+        self.set(device, &format!("group {group}"), builder).await
+    }
+
     /// Makes a device a port of a bridge, or of none.
     ///
     /// # Errors
@@ -478,6 +490,7 @@ fn parse(entry: RouteNetlinkMessage) -> Option<Link> {
         carrier: message.header.flags.contains(LinkFlags::LowerUp),
         forwarding: false,
         port: None,
+        group: 0,
         controller: None,
         kind: None,
         far_namespace: None,
@@ -489,6 +502,7 @@ fn parse(entry: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
+            LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::Controller(index) => link.controller = Some(index),
             LinkAttribute::LinkNetNsId(id) => link.far_namespace = Some(id),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),

@@ -13,7 +13,7 @@ use std::{
 use ipnet::Ipv4Net;
 
 use super::{
-    names::Device,
+    names::{Device, GROUP},
     nftables::Fingerprint,
     step::Step,
     sysctl,
@@ -205,6 +205,10 @@ fn links(
     }
     if link.map(|link| link.mtu).or(created_mtu) != Some(mtu) {
         steps.push(Step::SetMtu(device, mtu));
+    }
+    // Before the table, whose rules would take the device for somebody else's.
+    if link.is_none_or(|link| link.group != GROUP) {
+        steps.push(Step::SetGroup(device));
     }
 }
 

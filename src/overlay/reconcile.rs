@@ -269,6 +269,11 @@ async fn apply(
         Step::Release(device) => netlink.set_controller(index(*device).await?, None).await?,
         Step::SetMac(device, mac) => netlink.set_mac(index(*device).await?, *mac).await?,
         Step::SetMtu(device, mtu) => netlink.set_mtu(index(*device).await?, *mtu).await?,
+        Step::SetGroup(device) => {
+            netlink
+                .set_group(index(*device).await?, names::GROUP)
+                .await?;
+        }
         Step::SetUp(device) => netlink.set_up(index(*device).await?, true).await?,
         Step::Set { setting, before } => {
             // Read now, not when the host was looked at: conntrack's settings come with the table.

@@ -1,6 +1,6 @@
 //! The rules of the table `inet oncache`, as nft takes them in.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use nftables::{
@@ -9,14 +9,14 @@ use nftables::{
         Prefix, SetItem,
     },
     schema::{Chain, NfCmd, NfListObject, NfObject, Nftables, Rule, Table},
-    stmt::{Accept, Counter, Drop, Mangle, Match, Operator, Statement},
+    stmt::{Accept, Counter, Drop, JumpTarget, Mangle, Match, Operator, Statement},
     types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
 };
 
 use crate::stable_hash::fnv1a;
 
 use super::{
-    names::{BRIDGE, VXLAN},
+    names::{BRIDGE, GROUP},
     nftables::{Fingerprint, TABLE, fingerprint},
     refused::Refused,
     tunnel_guard::{self, Tunnel},
@@ -48,10 +48,8 @@ impl WantedTable {
     /// The table for a host with containers of `network`.
     #[must_use]
     pub fn new(network: Ipv4Net, marks: Marks, tunnel: &Tunnel) -> Self {
-        let between = |from, to| vec![iifname(from), oifname(to), accept()];
         let mut rules = vec![
-            rule("forward", between(BRIDGE, VXLAN)),
-            rule("forward", between(VXLAN, BRIDGE)),
+            rule("forward", vec![from_overlay(), to_overlay(), accept()]),
             rule("forward", vec![iifname(BRIDGE), accept()]),
             rule(
                 "forward",
@@ -78,6 +76,7 @@ impl WantedTable {
             rule(
                 "output",
                 vec![
+                    to_overlay(),
                     oifname(BRIDGE),
                     compare(field("icmp", "type"), Operator::EQ, text("redirect")),
                     Statement::Drop(Some(Drop {})),
@@ -99,6 +98,13 @@ impl WantedTable {
         ];
         chains.extend(tunnel_guard::chains());
         Self { chains, rules }
+    }
+
+    /// With addresses of elsewhere that are containers' here: they do not come out of the tunnel.
+    #[must_use]
+    pub(super) fn with_visitors(mut self, visitors: &[Ipv4Addr]) -> Self {
+        self.rules.extend(tunnel_guard::refuse_visitors(visitors));
+        self
     }
 
     /// What [`list_table`](super::nftables::list_table) returns when the kernel has this table.
@@ -145,12 +151,11 @@ impl WantedTable {
 /// whose addresses are rewritten is never marked: its packets are another flow on the other side,
 /// and what is learned here would be applied without the rewriting.
 fn established(marks: Marks) -> Vec<Statement<'static>> {
-    let ours = || one_of([BRIDGE, VXLAN].map(text));
     let rewritten = Expression::List(vec![text("snat"), text("dnat")]);
     let mark = || meta(MetaKey::Mark);
     vec![
-        compare(meta(MetaKey::Iifname), Operator::EQ, ours()),
-        compare(meta(MetaKey::Oifname), Operator::EQ, ours()),
+        from_overlay(),
+        to_overlay(),
         ct_state(&["established"]),
         compare(
             and(ct("status"), rewritten),
@@ -194,6 +199,16 @@ pub(super) fn chain(
         hook: Some(hook),
         prio: Some(priority),
         policy: Some(NfChainPolicy::Accept),
+        ..Chain::default()
+    }
+}
+
+/// A chain that others lead to.
+pub(super) fn inner_chain(name: &'static str) -> Chain<'static> {
+    Chain {
+        family: NfFamily::INet,
+        table: TABLE.into(),
+        name: name.into(),
         ..Chain::default()
     }
 }
@@ -279,6 +294,31 @@ pub(super) fn and(left: Expression<'static>, right: Expression<'static>) -> Expr
     Expression::BinaryOperation(Box::new(BinaryOperation::AND(left, right)))
 }
 
+/// The packet comes by the bridge or out of the tunnel.
+pub(super) fn from_overlay() -> Statement<'static> {
+    compare(
+        meta(MetaKey::Iifgroup),
+        Operator::EQ,
+        Expression::Number(GROUP),
+    )
+}
+
+/// The packet goes to the bridge or into the tunnel.
+pub(super) fn to_overlay() -> Statement<'static> {
+    compare(
+        meta(MetaKey::Oifgroup),
+        Operator::EQ,
+        Expression::Number(GROUP),
+    )
+}
+
+/// The chain judges what is left.
+pub(super) fn goto(chain: &'static str) -> Statement<'static> {
+    Statement::Goto(JumpTarget {
+        target: chain.into(),
+    })
+}
+
 pub(super) fn iifname(device: &'static str) -> Statement<'static> {
     compare(meta(MetaKey::Iifname), Operator::EQ, text(device))
 }
@@ -309,8 +349,6 @@ pub(super) fn prefix(net: Ipv4Net) -> Expression<'static> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     fn wanted(network: &str, miss: u32) -> Fingerprint {
@@ -335,15 +373,18 @@ mod tests {
             fingerprint.chains,
             [
                 "arrival filter prerouting -300 accept",
+                "decapsulated   0 ",
                 "departure filter forward 200 accept",
                 "established filter forward 100 accept",
                 "forward filter forward 0 accept",
                 "output filter output 0 accept",
+                "past-bridge   0 ",
                 "postrouting nat postrouting 100 accept",
                 "reception filter input 200 accept",
+                "to-tunnel   0 ",
             ]
         );
-        assert_eq!(fingerprint.rules.len(), 18);
+        assert_eq!(fingerprint.rules.len(), 20);
         assert!(
             fingerprint
                 .rules
@@ -389,8 +430,30 @@ mod tests {
             let (one, other) = (with(one), with(other));
             let pairs = one.rules.iter().zip(&other.rules);
             let differing: Vec<_> = pairs.filter(|(a, b)| a != b).map(|(a, _)| &a.0).collect();
-            assert_eq!(differing, ["arrival", "reception"]);
+            assert_eq!(differing, ["decapsulated", "to-tunnel"]);
         }
+    }
+
+    #[test]
+    fn who_has_moved_here_is_not_believed_to_come_out_of_the_tunnel() {
+        let network = "10.42.0.0/16".parse().expect("a network");
+        let marks = Marks { miss: 1, est: 2 };
+        let rules = |visitors: &[Ipv4Addr]| {
+            let table = WantedTable::new(network, marks, &tunnel(&[]));
+            table.with_visitors(visitors).fingerprint().rules
+        };
+        let [none, one, other] = [
+            rules(&[]),
+            rules(&[Ipv4Addr::new(10, 42, 2, 7)]),
+            rules(&[Ipv4Addr::new(10, 42, 2, 8)]),
+        ];
+        let added = |rules: &[(String, String)]| -> Vec<(String, String)> {
+            let added = rules.iter().filter(|it| !none.contains(it));
+            added.cloned().collect()
+        };
+        assert_eq!((one.len(), added(&one).len()), (none.len() + 1, 1));
+        assert_eq!(added(&one)[0].0, "decapsulated");
+        assert_ne!(added(&one), added(&other));
     }
 
     #[test]

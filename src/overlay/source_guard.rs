@@ -260,9 +260,10 @@ fn rules() -> Vec<Value> {
         let ours = equal(&device(), &json!(devices));
         let judged = json!({ "jump": { "target": CHAIN } });
         rules.push(rule(HOOK, &[ours.clone(), judged], None));
+        // The address first: whatever a container sends to elsewhere comes by here.
         rules.push(refuse(
             LOCAL_HOOK,
-            &[ours, is_link_local()],
+            &[is_link_local(), ours],
             Refused::LinkLocal,
         ));
     }

@@ -5,7 +5,7 @@ use std::{fmt, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 
 use super::{
-    names::Device,
+    names::{Device, GROUP},
     sysctl::{self, Setting},
     wanted::{OverlayFdb, OverlayNeighbour, OverlayRoute, WantedVxlan},
 };
@@ -32,6 +32,8 @@ pub enum Step {
     SetMac(Device, Mac),
     /// Set a device's MTU in bytes.
     SetMtu(Device, u32),
+    /// Put a device into the group that rules know it by.
+    SetGroup(Device),
     /// Set a device up.
     SetUp(Device),
     /// Make a kernel setting.
@@ -97,6 +99,7 @@ impl fmt::Display for Step {
             Self::Release(device) => write!(f, "release {device} from its controller"),
             Self::SetMac(device, mac) => write!(f, "set {device} address {}", format_mac(*mac)),
             Self::SetMtu(device, mtu) => write!(f, "set {device} mtu {mtu}"),
+            Self::SetGroup(device) => write!(f, "set {device} group {GROUP}"),
             Self::SetUp(device) => write!(f, "set {device} up"),
             Self::Set { setting, before } => {
                 write!(f, "set {setting}")?;

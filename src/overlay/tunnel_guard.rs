@@ -22,20 +22,18 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use nftables::{
-    expr::{
-        Expression, Fib, FibFlag, FibResult, MetaKey, NamedExpression, Payload, PayloadBase,
-        PayloadRaw,
-    },
+    expr::{Expression, MetaKey, NamedExpression, Payload, PayloadBase, PayloadRaw},
     schema::{Chain, Rule},
     stmt::{Operator, Statement},
     types::{NfChainType, NfHook},
 };
 
 use super::{
-    names::{BRIDGE, VXLAN},
+    names::BRIDGE,
     refused::Refused,
     ruleset::{
-        accept, and, chain, compare, field, iifname, meta, one_of, prefix, refuse, rule, text,
+        accept, and, chain, compare, field, from_overlay, goto, iifname, inner_chain, meta, one_of,
+        prefix, refuse, rule, text, to_overlay,
     },
     source_guard::DEVICES,
 };
@@ -68,20 +66,27 @@ pub struct Tunnel {
 }
 
 /// The guard's chains.
-pub(super) fn chains() -> [Chain<'static>; 3] {
+pub(super) fn chains() -> [Chain<'static>; 6] {
     let filter = Some(NfChainType::Filter);
     [
         chain("arrival", filter, NfHook::Prerouting, EARLY),
         chain("reception", filter, NfHook::Input, LATE),
         chain("departure", filter, NfHook::Forward, LATE),
+        inner_chain(DECAPSULATED),
+        inner_chain(PAST_BRIDGE),
+        inner_chain(TO_TUNNEL),
     ]
 }
 
-/// The guard's rules.
+/// What has come out of the tunnel.
+const DECAPSULATED: &str = "decapsulated";
+/// What comes by a device that is called like a container's.
+const PAST_BRIDGE: &str = "past-bridge";
+/// What is for the tunnel's port on this host.
+const TO_TUNNEL: &str = "to-tunnel";
+
+/// The guard's rules. The commonest packets come by the fewest rules: those of the tunnel, outside and inside.
 pub(super) fn rules(tunnel: &Tunnel) -> Vec<Rule<'static>> {
-    let of_overlay = |key, op| compare(meta(key), op, one_of([BRIDGE, VXLAN].map(text)));
-    // What comes out of the tunnel was sent by a container of another host.
-    let from_container = || of_overlay(MetaKey::Iifname, Operator::EQ);
     let to_port = || {
         let port = Expression::Number(u32::from(tunnel.port));
         compare(field("udp", "dport"), Operator::EQ, port)
@@ -100,49 +105,54 @@ pub(super) fn rules(tunnel: &Tunnel) -> Vec<Rule<'static>> {
         Operator::NEQ,
         Expression::Number(0),
     );
-    let mut rules: Vec<_> = DEVICES
-        .map(|devices| refuse("arrival", vec![iifname(devices)], Refused::PastBridge))
-        .into();
+    let mut rules = vec![
+        rule("arrival", vec![from_overlay(), goto(DECAPSULATED)]),
+        rule("arrival", vec![iifname("onc*"), goto(PAST_BRIDGE)]),
+        rule(DECAPSULATED, vec![iifname(BRIDGE), accept()]),
+        refuse(DECAPSULATED, vec![behind_no_peer(tunnel)], Refused::Behind),
+    ];
+    rules.extend(
+        DEVICES.map(|devices| refuse(PAST_BRIDGE, vec![iifname(devices)], Refused::PastBridge)),
+    );
     rules.extend([
-        refuse(
-            "arrival",
-            vec![iifname(VXLAN), behind_no_peer(tunnel)],
-            Refused::Behind,
-        ),
-        refuse("arrival", vec![iifname(VXLAN), here()], Refused::Behind),
+        rule("reception", vec![to_port(), goto(TO_TUNNEL)]),
         refuse(
             "reception",
-            vec![from_container(), to_port()],
-            Refused::TunnelPort,
-        ),
-        refuse(
-            "reception",
-            vec![from_container(), opaque()],
+            vec![from_overlay(), opaque()],
             Refused::Encapsulation,
         ),
-        refuse("reception", no_peer(to_port(), tunnel), Refused::NotPeer),
+        refuse(TO_TUNNEL, vec![from_overlay()], Refused::TunnelPort),
+        refuse(TO_TUNNEL, no_peer(tunnel), Refused::NotPeer),
         // First, since it is most of what is forwarded: within the overlay nothing is judged here.
-        rule(
-            "departure",
-            vec![of_overlay(MetaKey::Oifname, Operator::EQ), accept()],
-        ),
+        rule("departure", vec![to_overlay(), accept()]),
         refuse(
             "departure",
-            vec![from_container(), to_port()],
+            vec![from_overlay(), to_port()],
             Refused::TunnelPort,
         ),
         refuse(
             "departure",
-            vec![from_container(), opaque()],
+            vec![from_overlay(), opaque()],
             Refused::Encapsulation,
         ),
         refuse(
             "departure",
-            vec![from_container(), fragment],
+            vec![from_overlay(), fragment],
             Refused::Fragment,
         ),
     ]);
     rules
+}
+
+/// What leaves the tunnel with the address of a container that is here, though the address is of a peer's subnet.
+pub(super) fn refuse_visitors(visitors: &[Ipv4Addr]) -> Option<Rule<'static>> {
+    let visitors: BTreeSet<_> = visitors.iter().collect();
+    let here = compare(
+        field("ip", "saddr"),
+        Operator::EQ,
+        any_of(visitors.into_iter().map(address))?,
+    );
+    Some(refuse(DECAPSULATED, vec![here], Refused::Behind))
 }
 
 /// The source is nobody's behind the tunnel. By what is configured, not by the host's routes: its policy rules may
@@ -151,41 +161,38 @@ pub(super) fn rules(tunnel: &Tunnel) -> Vec<Rule<'static>> {
 fn behind_no_peer(tunnel: &Tunnel) -> Statement<'static> {
     // Those within others are left out: intervals of a set may not overlap.
     let nets = Ipv4Net::aggregate(&tunnel.behind);
-    if nets.is_empty() {
-        return compare(meta(MetaKey::Nfproto), Operator::EQ, text("ipv4"));
+    match any_of(nets.into_iter().map(prefix)) {
+        Some(nets) => compare(field("ip", "saddr"), Operator::NEQ, nets),
+        None => compare(meta(MetaKey::Nfproto), Operator::EQ, text("ipv4")),
     }
-    let nets = one_of(nets.into_iter().map(prefix));
-    compare(field("ip", "saddr"), Operator::NEQ, nets)
-}
-
-/// The source is a container's here: one of a peer's subnet that has moved.
-fn here() -> Statement<'static> {
-    let way_back = Expression::Named(NamedExpression::Fib(Fib {
-        result: FibResult::Oifname,
-        flags: [FibFlag::Saddr].into(),
-    }));
-    compare(way_back, Operator::EQ, text(BRIDGE))
 }
 
 /// Of this tunnel's VNI, and no peer's. Other VXLAN devices may share the port, and have other peers.
-fn no_peer(to_port: Statement<'static>, tunnel: &Tunnel) -> Vec<Statement<'static>> {
+fn no_peer(tunnel: &Tunnel) -> Vec<Statement<'static>> {
     // Behind the UDP header's 8 bytes and 4 of the VXLAN header (RFC 7348, section 5).
     let vni = Expression::Named(NamedExpression::Payload(Payload::PayloadRaw(PayloadRaw {
         base: PayloadBase::TH,
         offset: 96,
         len: 24,
     })));
-    let mut matches = vec![
-        to_port,
-        compare(vni, Operator::EQ, Expression::Number(tunnel.vni)),
-    ];
+    let mut matches = vec![compare(vni, Operator::EQ, Expression::Number(tunnel.vni))];
     let peers: BTreeSet<_> = tunnel.peers.iter().collect();
-    // There is no empty set of this kind; without peers every sender is none.
-    if !peers.is_empty() {
-        let peers = peers
-            .into_iter()
-            .map(|peer| Expression::String(peer.to_string().into()));
-        matches.push(compare(field("ip", "saddr"), Operator::NEQ, one_of(peers)));
+    // Without peers every sender is none.
+    if let Some(peers) = any_of(peers.into_iter().map(address)) {
+        matches.push(compare(field("ip", "saddr"), Operator::NEQ, peers));
     }
     matches
+}
+
+fn address(address: &Ipv4Addr) -> Expression<'static> {
+    Expression::String(address.to_string().into())
+}
+
+/// To be compared with: one is cheaper to compare than to look up, and there is no empty set.
+fn any_of(elements: impl Iterator<Item = Expression<'static>>) -> Option<Expression<'static>> {
+    let mut elements: Vec<_> = elements.collect();
+    match elements.len() {
+        0 | 1 => elements.pop(),
+        _ => Some(one_of(elements)),
+    }
 }

@@ -160,8 +160,9 @@ impl WantedOverlay {
     #[must_use]
     pub fn with_visitors(mut self, visitors: impl IntoIterator<Item = Ipv4Addr>) -> Self {
         let gateway = self.bridge.address.addr();
-        let routes = visitors.into_iter().map(|address| OverlayRoute {
-            destination: Ipv4Net::from(address),
+        let visitors: Vec<Ipv4Addr> = visitors.into_iter().collect();
+        let routes = visitors.iter().map(|address| OverlayRoute {
+            destination: Ipv4Net::from(*address),
             gateway: None,
             device: Device::Bridge,
             onlink: false,
@@ -170,6 +171,7 @@ impl WantedOverlay {
             table: MAIN_TABLE,
         });
         self.routes.extend(routes);
+        self.table = self.table.with_visitors(&visitors);
         self
     }
 }

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     config::{Action, PortRange, Protocol, Rule},
     netlink::{Mac, format_mac},
-    overlay::names::{BRIDGE, VXLAN},
+    overlay::names::{BRIDGE, GROUP},
 };
 
 /// Behind `filter` (0), before the est mark (100): what is denied is not learned from.
@@ -73,12 +73,12 @@ pub fn compile(rules: &[Placed], locals: &Locals, bridging: Bridging) -> [Wanted
     finding(&mut inet, sight, Some((BRIDGE, &format_mac(bridging.mac))));
     judging(&mut inet, rules, locals, sight);
     let judge = || json!({ "goto": { "target": "judge" } });
-    let ours = |key: &str| equal(&meta(key), &json!({ "set": [BRIDGE, VXLAN] }));
+    let ours = |key: &str| equal(&meta(key), &json!(GROUP));
     for (chain, key) in [
-        ("forward", "iifname"),
-        ("forward", "oifname"),
-        ("input", "iifname"),
-        ("output", "oifname"),
+        ("forward", "iifgroup"),
+        ("forward", "oifgroup"),
+        ("input", "iifgroup"),
+        ("output", "oifgroup"),
     ] {
         inet.rule(chain, &[ours(key), judge()]);
     }

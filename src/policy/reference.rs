@@ -17,7 +17,10 @@ use super::{
     order::{Local, Locals, effective},
     table::WantedTable,
 };
-use crate::config::{Action, Party, PortRange, Protocol, Rule};
+use crate::{
+    config::{Action, Party, PortRange, Protocol, Rule},
+    overlay::names::GROUP,
+};
 
 /// A packet's header, or one side of conntrack's tuple.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -305,6 +308,8 @@ impl Machine<'_> {
             "meta" => Some(match body["key"].as_str().unwrap() {
                 "iifname" => self.iifname.to_owned(),
                 "oifname" => self.oifname.to_owned(),
+                "iifgroup" => group_of(self.iifname),
+                "oifgroup" => group_of(self.oifname),
                 "l4proto" => header.protocol.name().to_owned(),
                 "protocol" => "ip".to_owned(),
                 other => panic!("meta {other}"),
@@ -424,6 +429,11 @@ fn contains(right: &Value, left: &str) -> bool {
 }
 
 mod forgetting;
+
+fn group_of(device: &str) -> String {
+    let ours = ["oncache0", "oncache-vx0"].contains(&device);
+    if ours { GROUP } else { 0 }.to_string()
+}
 
 const GATEWAY: &str = "0a:62:0a:2a:01:01";
 

@@ -70,7 +70,7 @@ fn comes_up_as_wanted_and_a_second_run_changes_nothing() {
     let table = host.sh("nft list table inet oncache");
     assert!(
         table.contains(
-            "iifname { \"oncache0\", \"oncache-vx0\" } oifname { \"oncache0\", \"oncache-vx0\" } \
+            "iifgroup 28526 oifgroup 28526 \
          ct state established ct status ! snat,dnat meta mark & 0x00ff0000 != 0x00000000 \
          meta mark set meta mark | 0x01000000"
         ),
@@ -96,7 +96,7 @@ fn what_somebody_broke_is_mended_and_nothing_else() {
     let neighbour = "replace neighbour 10.42.2.0 lladdr 0a:6f:c0:a8:32:02 dev oncache-vx0";
     let table = "replace table inet oncache";
     let peer = "0a:6f:c0:a8:32:02 dev oncache-vx0 self";
-    let breaks: [(&str, &[&str]); 19] = [
+    let breaks: [(&str, &[&str]); 20] = [
         ("ip route del 10.42.2.0/24", &[route]),
         (
             "ip route change 10.42.2.0/24 via 10.42.2.0 dev oncache-vx0 onlink proto 79",
@@ -138,6 +138,10 @@ fn what_somebody_broke_is_mended_and_nothing_else() {
         ),
         ("nft flush chain inet oncache established", &[table]),
         ("ip link set oncache0 mtu 1400", &["set oncache0 mtu 1450"]),
+        (
+            "ip link set oncache-vx0 group default",
+            &["set oncache-vx0 group 28526"],
+        ),
         (
             "ip link set oncache-vx0 master oncache0",
             &["release oncache-vx0 from its controller"],

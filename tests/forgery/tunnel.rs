@@ -201,5 +201,12 @@ fn the_tunnel_takes_packets_of_peers_only_and_from_behind_peers_only() {
         );
     }
     assert_eq!(scene.refused(alpha, "behind-no-peer"), 5);
+    // An address of the peer's subnet that is a container's here.
+    let here = Ipv4Addr::new(10, 42, 2, 77);
+    assert!(send(world.hosts[1], here, 8), "it is the peer's");
+    alpha.add_container_with("visitor", &["--ip", &here.to_string()]);
+    assert!(!send(world.hosts[1], here, 9), "it is here");
+    alpha.remove_container("visitor");
+    assert!(send(world.hosts[1], here, 10), "and is the peer's again");
     assert!(scene.flow.asks(b"after"), "the flow itself goes on");
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::overlay::names::GROUP;
 use crate::overlay::wanted::tests::{MARKS, config};
 
 fn wanted() -> WantedOverlay {
@@ -15,6 +16,7 @@ fn link(name: &str, kind: &str, mac: Mac) -> Link {
         carrier: true,
         forwarding: false,
         port: None,
+        group: GROUP,
         controller: None,
         kind: Some(kind.into()),
         far_namespace: None,
@@ -104,6 +106,8 @@ fn an_empty_host_gets_everything_in_order() {
             "create bridge oncache0 address 0a:62:0a:2a:01:01",
             "create VXLAN device oncache-vx0 vni 42",
             "set oncache0 mtu 1450",
+            "set oncache0 group 28526",
+            "set oncache-vx0 group 28526",
             "set net/ipv6/conf/oncache0/disable_ipv6 = 1",
             "set net/ipv4/conf/oncache0/forwarding = 1",
             "set net/ipv6/conf/oncache-vx0/disable_ipv6 = 1",
@@ -181,6 +185,8 @@ fn what_can_change_in_a_device_is_changed() {
     assert_eq!(mtu, ["set oncache-vx0 mtu 1450"]);
     let mac = mend(|host| edit(&mut host.bridge, |link| link.mac = Some([2; 6])));
     assert_eq!(mac, ["set oncache0 address 0a:62:0a:2a:01:01"]);
+    let group = mend(|host| edit(&mut host.vxlan, |link| link.group = 0));
+    assert_eq!(group, ["set oncache-vx0 group 28526"]);
     let port = mend(|host| edit(&mut host.vxlan, |link| link.controller = Some(9)));
     assert_eq!(port, ["release oncache-vx0 from its controller"]);
 }
@@ -207,10 +213,11 @@ fn a_vxlan_device_that_cannot_change_is_made_anew_with_all_that_hung_on_it() {
         let with = |text: &str| steps.iter().filter(|step| step.starts_with(text)).count();
         assert_eq!(with("set net/"), 2, "{steps:?}");
         assert_eq!(with("set oncache-vx0 up"), 1, "{steps:?}");
+        assert_eq!(with("set oncache-vx0 group"), 1, "{steps:?}");
         assert_eq!(with("replace neighbour"), 2, "{steps:?}");
         assert_eq!(with("replace forwarding entry"), 2, "{steps:?}");
         assert_eq!(with("add route"), 2, "{steps:?}");
-        assert_eq!(steps.len(), 11, "{steps:?}");
+        assert_eq!(steps.len(), 12, "{steps:?}");
     }
 }
 
