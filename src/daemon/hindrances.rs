@@ -45,7 +45,7 @@ impl Node {
             let came: Vec<Hindrance> = self.hindrances.iter().cloned().collect();
             let mut came = came.into_iter().filter(|it| !former.has(it)).peekable();
             let first = came.peek().map(|it| it.device.clone());
-            came.for_each(|it| warn!("{it}; docs/operations.md says what can be done"));
+            came.for_each(|it| warn!("{it}; docs/troubleshooting.md says what can be done"));
             // Before the first look nothing was learned.
             if let Some(device) = first.filter(|_| former.is_known()) {
                 self.invalidate(Cause::TrafficControl, &device);
