@@ -17,7 +17,7 @@ use oncache_abi::{
 };
 use oncache_testbed::Host;
 
-use crate::{column::Bed, spread::ports};
+use crate::{column::Bed, traffic::spread::ports};
 
 /// Where the daemon pins the maps, one directory for each layout and size.
 const MAPS: &str = "/sys/fs/bpf/oncache/maps";

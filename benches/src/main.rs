@@ -5,7 +5,6 @@
 mod applications;
 mod column;
 mod cpu;
-mod crowd;
 mod daemon;
 mod document;
 mod entries;
@@ -17,7 +16,6 @@ mod plot;
 mod programs;
 mod rounds;
 mod series;
-mod spread;
 mod sweep;
 mod table;
 mod traffic;

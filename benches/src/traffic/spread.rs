@@ -12,7 +12,7 @@ use nix::sys::socket::{
 };
 use oncache_testbed::Container;
 
-use crate::traffic::{Run, TURN, again};
+use super::run::{Run, TURN, again};
 
 /// How many ports the server has; the flows are spread over them evenly.
 const SERVER_PORTS: u32 = 16;

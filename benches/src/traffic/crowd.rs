@@ -11,7 +11,7 @@ use std::{
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use oncache_testbed::Container;
 
-use crate::traffic::{Run, again};
+use super::run::{Run, again};
 
 /// How many sockets the server has.
 const SERVERS: u16 = 16;
