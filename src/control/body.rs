@@ -10,7 +10,7 @@ use axum::{
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-use super::server::{Refusal, RefusalKind};
+use super::refusal::{Refusal, RefusalKind};
 use crate::shown::{VALUE, cut_words};
 
 /// How long a body may take to arrive. The asker is on this host.

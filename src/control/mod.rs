@@ -20,6 +20,7 @@ pub mod api;
 mod body;
 pub mod client;
 mod connections;
+mod refusal;
 pub mod server;
 
 /// The default path of the socket.

@@ -11,7 +11,7 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{DefaultBodyLimit, FromRef, Path as UrlPath, State, rejection::PathRejection},
-    http::{StatusCode, header},
+    http::header,
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
@@ -26,46 +26,17 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
 };
 
+pub use super::refusal::{Refusal, RefusalKind};
 use super::{
     GROUP,
-    api::{
-        AddContainer, Applied, ApplyPolicy, ContainerInfo, Failure, Flushed, Policy, Stats, Status,
-    },
+    api::{AddContainer, Applied, ApplyPolicy, ContainerInfo, Flushed, Policy, Stats, Status},
     body::JsonBody,
     connections,
 };
 use crate::{
     datapath::caches::Caches,
-    shown::{LINE, PATH, cut},
+    shown::{PATH, cut},
 };
-
-/// A failed request: its HTTP status and one line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// What kind of failure.
-    pub kind: RefusalKind,
-    /// One line: what, which object, why, what to do.
-    pub line: String,
-}
-
-/// Kinds of failure, as HTTP knows them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RefusalKind {
-    /// The request can't be granted as it is (400).
-    Bad,
-    /// The object is unknown (404).
-    Unknown,
-    /// The path knows no such method (405).
-    Method,
-    /// The request did not come to its end in time (408).
-    Late,
-    /// The object exists already (409).
-    Conflict,
-    /// The request is larger than any that makes sense (413).
-    Large,
-    /// Granting it failed (500).
-    Failed,
-}
 
 /// The answer to a request.
 pub type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
@@ -392,22 +363,5 @@ async fn ask<T: Serialize>(
     match request(&requests, asked).await {
         Ok(value) => Json(value).into_response(),
         Err(refusal) => refusal.into_response(),
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let status = match self.kind {
-            RefusalKind::Bad => StatusCode::BAD_REQUEST,
-            RefusalKind::Unknown => StatusCode::NOT_FOUND,
-            RefusalKind::Method => StatusCode::METHOD_NOT_ALLOWED,
-            RefusalKind::Late => StatusCode::REQUEST_TIMEOUT,
-            RefusalKind::Conflict => StatusCode::CONFLICT,
-            RefusalKind::Large => StatusCode::PAYLOAD_TOO_LARGE,
-            RefusalKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        // Whatever it quotes of the request.
-        let error = cut(&self.line, LINE);
-        (status, Json(Failure { error })).into_response()
     }
 }
