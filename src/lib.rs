@@ -15,6 +15,7 @@ pub mod log;
 pub mod memory;
 pub mod netlink;
 pub mod overlay;
+pub mod peers;
 pub mod policy;
 pub mod probe;
 pub mod shown;

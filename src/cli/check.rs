@@ -7,6 +7,7 @@ use crate::{
     config::Config,
     daemon::{self, preflight},
     netlink::{Netlink, NetlinkError, host_facts},
+    peers,
     probe::{Roots, Wishes, probe},
     state::{StateError, Store},
 };
@@ -29,7 +30,8 @@ impl Check {
             return Ok(ExitCode::SUCCESS);
         }
         let netlink = Netlink::new()?;
-        let config = file.resolve(&host_facts(&netlink, file.underlay()).await?);
+        let facts = host_facts(&netlink, file.underlay()).await?;
+        let config = peers::resolve(&file, &facts);
         let (underlay, wishes) = match &config {
             Ok(config) => (Some(&*config.node.underlay), Wishes::from(config)),
             Err(_) => (None, Wishes::default()),

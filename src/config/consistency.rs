@@ -1,197 +1,363 @@
-//! What must hold between the values of the file, each of them right by itself.
+//! What must hold between a network and its peers, each value right by itself.
+//!
+//! Plain values in, faults as values out. Where a value stands is for whoever has it to know: a line of
+//! the file ([`super::peers`]), and nothing of the kind where peers come from elsewhere.
 
-use std::net::Ipv4Addr;
+use std::{
+    collections::{
+        BTreeMap, HashMap,
+        hash_map::Entry::{Occupied, Vacant},
+    },
+    net::Ipv4Addr,
+};
 
 use ipnet::Ipv4Net;
 
-use super::fault::{Faults, refuse};
-use super::schema::{OverlayDraft, PeerDraft};
-use super::table::At;
-use super::value;
+use super::{Peer, value};
 
-pub(super) fn check_overlay(overlay: &OverlayDraft, faults: &mut Faults) {
-    if let Some(subnet) = &overlay.subnet {
-        check_inside_overlay("overlay.subnet", subnet, overlay.network.as_ref(), faults);
+/// A network as this host has it: what its peers have to fit in with, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalNetwork {
+    /// The addresses of all hosts' containers.
+    pub network: Option<Ipv4Net>,
+    /// The addresses of this host's.
+    pub subnet: Option<Ipv4Net>,
+    /// This host's name.
+    pub name: Option<String>,
+    /// This host's own addresses, and in a few words where each is.
+    pub addresses: Vec<(Ipv4Addr, String)>,
+}
+
+/// A peer as far as it is known: where one value cannot be read, the others are checked all the same.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PartialPeer<'a> {
+    /// [`Peer::name`].
+    pub name: Option<&'a str>,
+    /// [`Peer::address`].
+    pub address: Option<Ipv4Addr>,
+    /// [`Peer::subnet`].
+    pub subnet: Option<Ipv4Net>,
+    /// [`Peer::moved`].
+    pub moved: &'a [Ipv4Addr],
+}
+
+impl<'a> From<&'a Peer> for PartialPeer<'a> {
+    fn from(peer: &'a Peer) -> Self {
+        Self {
+            name: Some(&peer.name),
+            address: Some(peer.address),
+            subnet: Some(peer.subnet),
+            moved: &peer.moved,
+        }
     }
 }
 
-pub(super) fn check_peers(peers: &[PeerDraft], overlay: &OverlayDraft, faults: &mut Faults) {
+/// A peer that cannot be as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerFault {
+    /// Its place among the peers.
+    pub peer: usize,
+    /// What of it clashes with what.
+    pub clash: Clash,
+}
+
+/// Which value of a peer cannot be, and what stands against it. Peers are meant by their place among the
+/// peers, addresses that have moved by theirs within [`Peer::moved`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Clash {
+    /// An earlier peer has the name.
+    NameOfPeer(usize),
+    /// This host has the name.
+    NameOfHost,
+    /// A host whose own address is a container's would send its tunnel's packets into the tunnel.
+    AddressInNetwork,
+    /// An earlier peer has the address.
+    AddressOfPeer(usize),
+    /// This host has the address, there.
+    AddressOfHost(String),
+    /// The subnet is no part of the network.
+    SubnetOutsideNetwork,
+    /// The subnet shares addresses with this host's.
+    SubnetOfHost,
+    /// The subnet shares addresses with an earlier peer's.
+    SubnetOfPeer(usize),
+    /// The moved address is no container's of this network.
+    MovedOutsideNetwork(usize),
+    /// The moved address is of the peer's own subnet.
+    MovedWithinSubnet(usize),
+    /// No container can have the moved address, for the reason given.
+    MovedReserved(usize, &'static str),
+    /// An address is behind one host; this one has moved before: to which peer, and its place there.
+    MovedBefore(usize, (usize, usize)),
+}
+
+/// One of a peer's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerValue {
+    /// [`Peer::name`].
+    Name,
+    /// [`Peer::address`].
+    Address,
+    /// [`Peer::subnet`].
+    Subnet,
+    /// The one at this place of [`Peer::moved`].
+    Moved(usize),
+}
+
+impl Clash {
+    /// The value that cannot be.
+    #[must_use]
+    pub const fn value(&self) -> PeerValue {
+        match self {
+            Self::NameOfPeer(_) | Self::NameOfHost => PeerValue::Name,
+            Self::AddressInNetwork | Self::AddressOfPeer(_) | Self::AddressOfHost(_) => {
+                PeerValue::Address
+            }
+            Self::SubnetOutsideNetwork | Self::SubnetOfHost | Self::SubnetOfPeer(_) => {
+                PeerValue::Subnet
+            }
+            Self::MovedOutsideNetwork(nth)
+            | Self::MovedWithinSubnet(nth)
+            | Self::MovedReserved(nth, _)
+            | Self::MovedBefore(nth, _) => PeerValue::Moved(*nth),
+        }
+    }
+}
+
+/// Every fault of `peers`, between each other and beside this host's part in the network.
+#[must_use]
+pub fn check(peers: &[PartialPeer<'_>], here: &LocalNetwork) -> Vec<PeerFault> {
+    let mut faults = Vec::new();
+    let mut clash = |peer, clash| faults.push(PeerFault { peer, clash });
+    let (mut names, mut addresses) = (HashMap::new(), HashMap::new());
+    let overlaps = overlaps(peers);
     for (index, peer) in peers.iter().enumerate() {
-        let earlier = peers.get(..index).unwrap_or_default();
-        if let Some(name) = &peer.name {
-            check_new_name(name, earlier, faults);
+        if let Some(name) = peer.name {
+            match names.entry(name) {
+                Occupied(first) => clash(index, Clash::NameOfPeer(*first.get())),
+                Vacant(entry) => drop(entry.insert(index)),
+            }
         }
-        if let Some(address) = &peer.address {
-            check_outside_overlay("peers.address", address, overlay.network.as_ref(), faults);
-            check_new_address(address, earlier, faults);
+        if let Some(address) = peer.address {
+            if here.network.is_some_and(|net| net.contains(&address)) {
+                clash(index, Clash::AddressInNetwork);
+            }
+            match addresses.entry(address) {
+                Occupied(first) => clash(index, Clash::AddressOfPeer(*first.get())),
+                Vacant(entry) => drop(entry.insert(index)),
+            }
         }
-        if let Some(subnet) = &peer.subnet {
-            check_inside_overlay("peers.subnet", subnet, overlay.network.as_ref(), faults);
-            check_free_subnet(subnet, overlay.subnet.as_ref(), earlier, faults);
-        }
-    }
-    check_moved(peers, overlay, faults);
-}
-
-/// Addresses that have moved: each inside the overlay network, one that a container can have, and
-/// behind one host.
-fn check_moved(peers: &[PeerDraft], overlay: &OverlayDraft, faults: &mut Faults) {
-    let moved = || {
-        peers
-            .iter()
-            .flat_map(|peer| peer.moved.iter().map(move |address| (peer, address)))
-    };
-    for (index, (peer, address)) in moved().enumerate() {
-        let shown = address.value.to_string();
-        let mut fault = |why: String, remedy: &str| {
-            faults.value(address.line, "peers.moved", &shown, &refuse(why, remedy));
-        };
-        if let Some(At { value, line }) = &overlay.network
-            && !value.contains(&address.value)
-        {
-            fault(
-                format!("not inside overlay.network {value} (line {line})"),
-                "only containers' addresses move",
-            );
-        }
-        if let Some(At { value, line }) = &peer.subnet
-            && value.contains(&address.value)
-        {
-            fault(
-                format!("inside the peer's own subnet {value} (line {line})"),
-                "remove it: its subnet leads there already",
-            );
-        }
-        let own = overlay.subnet.as_ref();
-        let subnets = peers.iter().filter_map(|peer| peer.subnet.as_ref());
-        let reserved = own
-            .into_iter()
-            .chain(subnets)
-            .find_map(|subnet| value::reserved_in(&subnet.value, address.value));
-        if let Some(kind) = reserved {
-            fault(kind.to_owned(), "only containers' addresses move");
-        }
-        if let Some((_, first)) = moved()
-            .take(index)
-            .find(|(_, it)| it.value == address.value)
-        {
-            fault(
-                format!("moved already (line {})", first.line),
-                "an address is behind one host: keep one of the two",
-            );
+        if let Some(subnet) = peer.subnet {
+            if here.network.is_some_and(|net| !net.contains(&subnet)) {
+                clash(index, Clash::SubnetOutsideNetwork);
+            }
+            if here.subnet.is_some_and(|own| value::overlap(&subnet, &own)) {
+                clash(index, Clash::SubnetOfHost);
+            }
+            for earlier in overlaps.get(&index).into_iter().flatten() {
+                clash(index, Clash::SubnetOfPeer(*earlier));
+            }
         }
     }
+    check_moved(peers, here, &mut clash);
+    for (index, peer) in peers.iter().enumerate() {
+        if peer.name.is_some() && peer.name == here.name.as_deref() {
+            clash(index, Clash::NameOfHost);
+        }
+    }
+    for (own, place) in &here.addresses {
+        for (index, peer) in peers.iter().enumerate() {
+            if peer.address == Some(*own) {
+                clash(index, Clash::AddressOfHost(place.clone()));
+            }
+        }
+    }
+    faults
 }
 
-fn check_inside_overlay(
-    key: &str,
-    subnet: &At<Ipv4Net>,
-    network: Option<&At<Ipv4Net>>,
-    faults: &mut Faults,
+/// Addresses that have moved: each inside the network, one that a container can have, and behind one
+/// host.
+fn check_moved(
+    peers: &[PartialPeer<'_>],
+    here: &LocalNetwork,
+    clash: &mut impl FnMut(usize, Clash),
 ) {
-    if let Some(At { value, line }) = network
-        && !value.contains(&subnet.value)
-    {
-        let refusal = refuse(
-            format!("not inside overlay.network {value} (line {line})"),
-            "use a part of that network, or widen it on every host",
-        );
-        faults.value(subnet.line, key, &subnet.value.to_string(), &refusal);
-    }
-}
-
-/// A host whose own address is a container's would send its VXLAN packets into the VXLAN device.
-pub(super) fn check_outside_overlay(
-    key: &str,
-    address: &At<Ipv4Addr>,
-    network: Option<&At<Ipv4Net>>,
-    faults: &mut Faults,
-) {
-    if let Some(At { value, line }) = network
-        && value.contains(&address.value)
-    {
-        let refusal = refuse(
-            format!("an underlay address inside overlay.network {value} (line {line})"),
-            "use an overlay network that no host has an address in",
-        );
-        faults.value(address.line, key, &address.value.to_string(), &refusal);
-    }
-}
-
-fn check_new_name(name: &At<String>, earlier: &[PeerDraft], faults: &mut Faults) {
-    let mut names = earlier.iter().filter_map(|peer| peer.name.as_ref());
-    if let Some(first) = names.find(|first| first.value == name.value) {
-        let why = format!("already the name of the peer on line {}", first.line);
-        let refusal = refuse(why, "give every peer its own name");
-        faults.value(name.line, "peers.name", &name.value, &refusal);
-    }
-}
-
-fn check_new_address(address: &At<Ipv4Addr>, earlier: &[PeerDraft], faults: &mut Faults) {
-    let mut addresses = earlier.iter().filter_map(|peer| peer.address.as_ref());
-    if let Some(first) = addresses.find(|first| first.value == address.value) {
-        let why = format!("already the address of the peer on line {}", first.line);
-        let refusal = refuse(why, "give every peer its own address");
-        faults.value(
-            address.line,
-            "peers.address",
-            &address.value.to_string(),
-            &refusal,
-        );
-    }
-}
-
-fn check_free_subnet(
-    subnet: &At<Ipv4Net>,
-    own: Option<&At<Ipv4Net>>,
-    earlier: &[PeerDraft],
-    faults: &mut Faults,
-) {
-    let own = own.map(|own| ("overlay.subnet", own));
-    let others = earlier
-        .iter()
-        .filter_map(|peer| Some(("peers.subnet", peer.subnet.as_ref()?)));
-    for (key, taken) in own.into_iter().chain(others) {
-        if value::overlap(&subnet.value, &taken.value) {
-            let refusal = refuse(
-                format!("overlaps {key} {} (line {})", taken.value, taken.line),
-                "give every host its own subnet",
-            );
-            faults.value(
-                subnet.line,
-                "peers.subnet",
-                &subnet.value.to_string(),
-                &refusal,
-            );
+    let mut before = HashMap::new();
+    for (index, peer) in peers.iter().enumerate() {
+        for (nth, address) in peer.moved.iter().enumerate() {
+            if here.network.is_some_and(|net| !net.contains(address)) {
+                clash(index, Clash::MovedOutsideNetwork(nth));
+            }
+            if peer.subnet.is_some_and(|net| net.contains(address)) {
+                clash(index, Clash::MovedWithinSubnet(nth));
+            }
+            let subnets = peers.iter().filter_map(|peer| peer.subnet);
+            let reserved = here
+                .subnet
+                .into_iter()
+                .chain(subnets)
+                .find_map(|subnet| value::reserved_in(&subnet, *address));
+            if let Some(kind) = reserved {
+                clash(index, Clash::MovedReserved(nth, kind));
+            }
+            match before.entry(*address) {
+                Occupied(first) => clash(index, Clash::MovedBefore(nth, *first.get())),
+                Vacant(entry) => drop(entry.insert((index, nth))),
+            }
         }
     }
 }
 
-/// Refuses the peers that are called `own`, as this host is.
-pub(super) fn check_own_name<'n>(
-    own: &str,
-    peers: impl Iterator<Item = &'n At<String>>,
-    faults: &mut Faults,
-) {
-    for peer in peers.filter(|peer| peer.value == own) {
-        let refusal = refuse(
-            "this host's own name",
-            "remove this peer, or rename one of the two",
-        );
-        faults.value(peer.line, "peers.name", &peer.value, &refusal);
+/// Of each peer whose subnet shares addresses with earlier peers': which ones, in order.
+///
+/// Not by comparing each with each: there may be thousands, and the daemon asks every few seconds. Of two
+/// networks that share an address one contains the other, so with those that begin first, and of them the
+/// widest, in front, a network lies in all that have begun and not yet ended.
+fn overlaps(peers: &[PartialPeer<'_>]) -> BTreeMap<usize, Vec<usize>> {
+    let known = peers.iter().enumerate();
+    let mut subnets: Vec<(Ipv4Net, usize)> = known
+        .filter_map(|(index, peer)| Some((peer.subnet?, index)))
+        .collect();
+    subnets.sort_by_key(|(net, index)| (net.network(), net.prefix_len(), *index));
+    let mut overlaps: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut around: Vec<(Ipv4Net, usize)> = Vec::new();
+    for (net, index) in subnets {
+        while around.last().is_some_and(|(last, _)| !last.contains(&net)) {
+            around.pop();
+        }
+        for (_, other) in &around {
+            let (earlier, later) = (index.min(*other), index.max(*other));
+            overlaps.entry(later).or_default().push(earlier);
+        }
+        around.push((net, index));
     }
+    for earlier in overlaps.values_mut() {
+        earlier.sort_unstable();
+    }
+    overlaps
 }
 
-/// Refuses the peers at `own`, an address of this host; `whose` says where it is.
-pub(super) fn check_own_address<'a>(
-    own: Ipv4Addr,
-    whose: &str,
-    peers: impl Iterator<Item = &'a At<Ipv4Addr>>,
-    faults: &mut Faults,
-) {
-    for peer in peers.filter(|peer| peer.value == own) {
-        let why = format!("this host's own address ({whose})");
-        let refusal = refuse(why, "remove this peer: a host is no peer of itself");
-        faults.value(peer.line, "peers.address", &own.to_string(), &refusal);
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+    use super::*;
+
+    fn here() -> LocalNetwork {
+        LocalNetwork {
+            network: Some("10.42.0.0/16".parse().unwrap()),
+            subnet: Some("10.42.1.0/24".parse().unwrap()),
+            name: Some("alpha".to_owned()),
+            addresses: vec![(Ipv4Addr::new(192, 168, 50, 11), "on eth1".to_owned())],
+        }
+    }
+
+    fn peer(name: &str, last: u8, subnet: &str, moved: &[&str]) -> Peer {
+        Peer {
+            name: name.to_owned(),
+            address: Ipv4Addr::new(192, 168, 50, last),
+            subnet: subnet.parse().unwrap(),
+            moved: moved.iter().map(|it| it.parse().unwrap()).collect(),
+        }
+    }
+
+    fn clashes(peers: &[Peer]) -> Vec<(usize, Clash)> {
+        let partial: Vec<_> = peers.iter().map(PartialPeer::from).collect();
+        let faults = check(&partial, &here());
+        faults.into_iter().map(|it| (it.peer, it.clash)).collect()
+    }
+
+    #[test]
+    fn peers_that_fit_have_no_fault() {
+        let peers = [
+            peer("beta", 12, "10.42.2.0/24", &["10.42.1.7", "10.42.3.7"]),
+            peer("gamma", 13, "10.42.3.0/24", &["10.42.2.7", "10.42.200.7"]),
+        ];
+        assert_eq!(clashes(&peers), []);
+    }
+
+    #[test]
+    fn every_clash_is_told_with_what_it_is_with() {
+        let beta = || peer("beta", 12, "10.42.2.0/24", &[]);
+        let moved = |addresses| peer("beta", 12, "10.42.2.0/24", addresses);
+        let cases = [
+            (peer("beta", 13, "10.42.3.0/24", &[]), Clash::NameOfPeer(0)),
+            (peer("alpha", 13, "10.42.3.0/24", &[]), Clash::NameOfHost),
+            (
+                peer("gamma", 12, "10.42.3.0/24", &[]),
+                Clash::AddressOfPeer(0),
+            ),
+            (
+                peer("gamma", 11, "10.42.3.0/24", &[]),
+                Clash::AddressOfHost("on eth1".to_owned()),
+            ),
+            (
+                Peer {
+                    address: Ipv4Addr::new(10, 42, 9, 9),
+                    ..peer("gamma", 13, "10.42.3.0/24", &[])
+                },
+                Clash::AddressInNetwork,
+            ),
+            (
+                peer("gamma", 13, "10.43.3.0/24", &[]),
+                Clash::SubnetOutsideNetwork,
+            ),
+            (peer("gamma", 13, "10.42.1.0/25", &[]), Clash::SubnetOfHost),
+            (
+                peer("gamma", 13, "10.42.2.128/25", &[]),
+                Clash::SubnetOfPeer(0),
+            ),
+        ];
+        for (second, expected) in cases {
+            assert_eq!(clashes(&[beta(), second]), [(1, expected)]);
+        }
+        let cases = [
+            (moved(&["10.43.0.7"]), Clash::MovedOutsideNetwork(0)),
+            (moved(&["10.42.2.7"]), Clash::MovedWithinSubnet(0)),
+            (
+                moved(&["10.42.1.7", "10.42.1.1"]),
+                Clash::MovedReserved(1, "the gateway has it"),
+            ),
+            (
+                moved(&["10.42.1.7", "10.42.1.8", "10.42.1.7"]),
+                Clash::MovedBefore(2, (0, 0)),
+            ),
+        ];
+        for (only, expected) in cases {
+            assert_eq!(clashes(&[only]), [(0, expected)]);
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_clashes_with_nothing() {
+        let known = peer("alpha", 11, "10.43.1.0/24", &["10.44.1.1"]);
+        let unknown = [PartialPeer::default(), PartialPeer::from(&known)];
+        assert_eq!(check(&unknown, &LocalNetwork::default()), []);
+        assert_eq!(check(&[PartialPeer::default(); 2], &here()), []);
+    }
+
+    #[test]
+    fn subnets_overlap_as_they_do_one_by_one() {
+        // Every network of four addresses' space, twice, in an order that is none.
+        let mut nets: Vec<Ipv4Net> = (29..=32)
+            .flat_map(|length| {
+                let whole: Ipv4Net = "10.42.2.0/29".parse().unwrap();
+                whole.subnets(length).unwrap()
+            })
+            .collect();
+        nets.extend(nets.clone());
+        let count = nets.len();
+        let nets: Vec<Ipv4Net> = (0..count).map(|it| nets[it * 11 % count]).collect();
+        let peers = nets.iter().map(|net| PartialPeer {
+            subnet: Some(*net),
+            ..PartialPeer::default()
+        });
+        let found = overlaps(&peers.collect::<Vec<_>>());
+        for (later, net) in nets.iter().enumerate() {
+            let expected: Vec<usize> = (0..later)
+                .filter(|earlier| value::overlap(&nets[*earlier], net))
+                .collect();
+            assert_eq!(found.get(&later).cloned().unwrap_or_default(), expected);
+        }
     }
 }

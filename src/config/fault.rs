@@ -79,6 +79,17 @@ impl Faults {
         self.push(None, "", refusal);
     }
 
+    /// What `result` holds, or nothing and its faults among these.
+    pub(super) fn of<T>(&mut self, result: Result<T, ConfigErrors>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(ConfigErrors(errors)) => {
+                self.found.extend(errors);
+                None
+            }
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.found.is_empty()
     }

@@ -11,10 +11,13 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use serde::{Serialize, Serializer};
 
-mod consistency;
+pub mod consistency;
+mod document;
 mod facts;
 mod fault;
 mod mark_mask;
+mod overlay;
+mod peers;
 mod policy;
 mod resolve;
 mod rule;

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use toml::de::DeValue;
 
+use super::document::with_document;
 use super::fault::{ConfigErrors, Faults, Refusal, refuse};
 use super::rule::{Action, Party, PortRange, Protocol, Rule, RuleError, check_ports};
-use super::schema::with_document;
 use super::table::Table;
 
 impl From<RuleError> for Refusal {

@@ -2,8 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use super::consistency::{check_outside_overlay, check_own_address, check_own_name};
+use super::consistency::LocalNetwork;
 use super::fault::{ConfigErrors, Faults, refuse};
+use super::overlay::check_node_address;
+use super::peers::{NetworkLines, check_sections};
 use super::schema::ConfigFile;
 use super::table::At;
 use super::value::{self, MTU_MIN, Mtu};
@@ -14,35 +16,79 @@ use super::{Config, DeviceFacts, HostFacts, Node, Overlay, Peer};
 pub const VXLAN_OVERHEAD: u32 = 50;
 
 impl ConfigFile {
-    /// Fills the defaults from the host that `facts` describe, and checks the file against it.
+    /// Fills the defaults from the host that `facts` describe, and checks the file against it. The peers
+    /// are those of their source, or what is wrong with them.
     ///
     /// # Errors
     /// Every fault found, on the line of the value or, for a default, of `[node]`.
-    pub fn resolve(&self, facts: &HostFacts) -> Result<Config, ConfigErrors> {
+    pub fn resolve(
+        &self,
+        facts: &HostFacts,
+        peers: Result<Vec<Peer>, ConfigErrors>,
+    ) -> Result<Config, ConfigErrors> {
         let mut faults = Faults::new(&self.file);
         let name = self.node_name(facts, &mut faults);
-        self.check_peers_elsewhere(facts, &mut faults);
+        let peers = faults.of(peers);
         let device = self.underlay_device(facts, &mut faults);
         let address = device.and_then(|device| self.node_address(device, facts, &mut faults));
         let mtu = device.and_then(|device| self.mtu(device, &mut faults));
         if let Some(device) = device {
             self.check_ethernet(device, &mut faults);
         }
-        match (name, device, address, mtu) {
-            (Some(name), Some(device), Some(address), Some(mtu)) if faults.is_empty() => {
-                Ok(self.config(name, device, address, mtu))
+        match (name, peers, device, address, mtu) {
+            (Some(name), Some(peers), Some(device), Some(address), Some(mtu))
+                if faults.is_empty() =>
+            {
+                Ok(self.config(name, peers, device, address, mtu))
             }
             _ => Err(faults.into_errors()),
         }
     }
 
-    fn config(&self, name: String, device: &DeviceFacts, address: Ipv4Addr, mtu: u32) -> Config {
-        let peers = self.peers.iter().map(|peer| Peer {
-            name: peer.name.value.clone(),
-            address: peer.address.value,
-            subnet: peer.subnet.value,
-            moved: peer.moved.iter().map(|address| address.value).collect(),
+    /// What the peers of this host have to fit in with.
+    #[must_use]
+    pub fn local_network(&self, facts: &HostFacts) -> LocalNetwork {
+        let named = self.node.name.as_ref().map(|name| &name.value);
+        let name = named.unwrap_or(&facts.hostname);
+        // At an address of any of its devices, not only the underlay's, a peer would be this host: a
+        // packet to it would never leave.
+        let addresses = facts.devices.iter().flat_map(|device| {
+            let place = format!("on {}", device.name);
+            let addresses = device.ipv4.iter();
+            addresses.map(move |net| (net.addr(), place.clone()))
         });
+        LocalNetwork {
+            network: Some(self.overlay.network.value),
+            subnet: Some(self.overlay.subnet.value),
+            name: Some(name.clone()),
+            addresses: addresses.collect(),
+        }
+    }
+
+    /// The file's `[[peers]]`, if they fit into the network as this host has it.
+    ///
+    /// # Errors
+    /// Every fault found, on the line of the value.
+    pub fn peers_in(&self, here: &LocalNetwork) -> Result<Vec<Peer>, ConfigErrors> {
+        let mut faults = Faults::new(&self.file);
+        let lines = NetworkLines::new(Some(&self.overlay.network), Some(&self.overlay.subnet));
+        check_sections(&self.peers, here, lines, &mut faults);
+        if faults.is_empty() {
+            let peers = self.peers.iter().map(|section| section.peer.clone());
+            Ok(peers.collect())
+        } else {
+            Err(faults.into_errors())
+        }
+    }
+
+    fn config(
+        &self,
+        name: String,
+        peers: Vec<Peer>,
+        device: &DeviceFacts,
+        address: Ipv4Addr,
+        mtu: u32,
+    ) -> Config {
         Config {
             node: Node {
                 name,
@@ -58,7 +104,7 @@ impl ConfigFile {
                 port: self.overlay.port,
                 mtu,
             },
-            peers: peers.collect(),
+            peers,
             container: self.container,
             cache: self.cache.clone(),
             policy: self.policy.clone(),
@@ -79,20 +125,7 @@ impl ConfigFile {
             faults.value(self.node.line, "node.name", hostname, &refusal);
             return None;
         }
-        check_own_name(hostname, self.peers.iter().map(|peer| &peer.name), faults);
         Some(hostname.clone())
-    }
-
-    /// Refuses peers at an address of any device of this host, not only the underlay's: a packet
-    /// to it would never leave.
-    fn check_peers_elsewhere(&self, facts: &HostFacts, faults: &mut Faults) {
-        for device in &facts.devices {
-            for net in &device.ipv4 {
-                let whose = format!("on {}", device.name);
-                let peers = self.peers.iter().map(|peer| &peer.address);
-                check_own_address(net.addr(), &whose, peers, faults);
-            }
-        }
     }
 
     fn underlay_device<'f>(
@@ -203,7 +236,7 @@ impl ConfigFile {
             value: address,
             line,
         };
-        check_outside_overlay("node.address", &at, Some(&self.overlay.network), faults);
+        check_node_address(&at, &self.overlay.network, faults);
         Some(address)
     }
 

@@ -67,6 +67,13 @@ fn facts() -> HostFacts {
     }
 }
 
+impl ConfigFile {
+    /// With the peers of the file itself.
+    fn resolve_whole(&self, facts: &HostFacts) -> Result<Config, ConfigErrors> {
+        self.resolve(facts, self.peers_in(&self.local_network(facts)))
+    }
+}
+
 fn parse_text(text: &str) -> Result<ConfigFile, ConfigErrors> {
     parse(Path::new("oncache.toml"), text)
 }
@@ -93,7 +100,7 @@ fn expect_one(case: &str, errors: &ConfigErrors, line: usize, text: &str) {
 
 #[test]
 fn a_good_file_resolves_to_what_it_says() {
-    let config = parse_text(GOOD).unwrap().resolve(&facts()).unwrap();
+    let config = parse_text(GOOD).unwrap().resolve_whole(&facts()).unwrap();
     let peer = |name: &str, last: u8, subnet: &str| Peer {
         name: name.to_owned(),
         address: Ipv4Addr::new(192, 168, 50, last),
@@ -139,7 +146,10 @@ fn a_good_file_resolves_to_what_it_says() {
 
 #[test]
 fn the_least_file_takes_its_defaults_from_the_host() {
-    let config = parse_text(MINIMAL).unwrap().resolve(&facts()).unwrap();
+    let config = parse_text(MINIMAL)
+        .unwrap()
+        .resolve_whole(&facts())
+        .unwrap();
     assert_eq!(config.node.name, "alpha.example.org");
     assert_eq!(config.node.underlay, "eth0");
     assert_eq!(config.node.underlay_index, 2);
@@ -157,7 +167,10 @@ fn the_least_file_takes_its_defaults_from_the_host() {
 #[test]
 fn the_example_is_the_good_file() {
     let example = include_str!("../../docs/config.example.toml");
-    let mut example = parse_text(example).unwrap().resolve(&facts()).unwrap();
+    let mut example = parse_text(example)
+        .unwrap()
+        .resolve_whole(&facts())
+        .unwrap();
     let rules: Vec<String> = example.policy.drain(..).map(|it| it.to_string()).collect();
     assert_eq!(
         rules,
@@ -165,7 +178,7 @@ fn the_example_is_the_good_file() {
     );
     assert_eq!(
         example,
-        parse_text(GOOD).unwrap().resolve(&facts()).unwrap()
+        parse_text(GOOD).unwrap().resolve_whole(&facts()).unwrap()
     );
 }
 
@@ -204,7 +217,7 @@ fn limits_themselves_are_allowed() {
     facts.default_route_device = Some("eth1".to_owned());
     for (from, to) in cases {
         let file = parse_text(&good_but(from, to));
-        let resolved = file.and_then(|file| file.resolve(&facts));
+        let resolved = file.and_then(|file| file.resolve_whole(&facts));
         assert!(resolved.is_ok(), "{to}: {}", resolved.unwrap_err());
     }
 }
@@ -221,8 +234,11 @@ peers = [
   { name = "gamma", address = "192.168.50.13", subnet = "10.42.3.0/24" },
 ]
 "#;
-    let config = parse_text(text).unwrap().resolve(&facts()).unwrap();
-    assert_eq!(config, parse_text(GOOD).unwrap().resolve(&facts()).unwrap());
+    let config = parse_text(text).unwrap().resolve_whole(&facts()).unwrap();
+    assert_eq!(
+        config,
+        parse_text(GOOD).unwrap().resolve_whole(&facts()).unwrap()
+    );
 
     let faulty = text.replace("10.42.3.0/24", "10.42.3.0/31");
     expect_one("inline", &parse_text(&faulty).unwrap_err(), 8, "no room");
@@ -231,7 +247,7 @@ peers = [
 #[test]
 fn one_host_may_have_the_whole_network() {
     let text = MINIMAL.replace("10.42.1.0/24", "10.42.0.0/16");
-    let config = parse_text(&text).unwrap().resolve(&facts()).unwrap();
+    let config = parse_text(&text).unwrap().resolve_whole(&facts()).unwrap();
     assert_eq!(config.overlay.gateway(), Ipv4Addr::new(10, 42, 0, 1));
 }
 
@@ -432,7 +448,10 @@ fn faults_of_the_host() {
     for (case, from, to, change, line, text) in cases {
         let mut facts = facts();
         change(&mut facts);
-        match parse_text(&good_but(from, to)).unwrap().resolve(&facts) {
+        match parse_text(&good_but(from, to))
+            .unwrap()
+            .resolve_whole(&facts)
+        {
             Ok(_) => panic!("{case}: accepted"),
             Err(errors) => expect_one(case, &errors, *line, text),
         }
@@ -446,7 +465,10 @@ fn faults_of_the_host_come_at_once_too() {
     facts.devices[2].mtu = 500;
     facts.devices[2].ipv4.clear();
     let text = good_but("name = \"alpha\"\n", "").replace("address = \"192.168.50.11\"\n", "");
-    let errors = parse_text(&text).unwrap().resolve(&facts).unwrap_err();
+    let errors = parse_text(&text)
+        .unwrap()
+        .resolve_whole(&facts)
+        .unwrap_err();
     let lines: Vec<usize> = errors.0.iter().filter_map(|error| error.line).collect();
     assert_eq!(lines, [1, 2, 8], "{errors}");
 }
@@ -456,7 +478,7 @@ fn the_slow_path_alone_needs_no_mac() {
     let mut facts = facts();
     facts.devices[2].mac = [0; 6];
     let file = parse_text(&good_but("enabled = true", "enabled = false")).unwrap();
-    assert!(file.resolve(&facts).is_ok());
+    assert!(file.resolve_whole(&facts).is_ok());
 }
 
 #[test]
@@ -466,7 +488,7 @@ fn auto_mtu_follows_the_underlay() {
         let mut facts = facts();
         facts.devices[2].mtu = underlay;
         assert_eq!(
-            file.resolve(&facts).unwrap().overlay.mtu,
+            file.resolve_whole(&facts).unwrap().overlay.mtu,
             overlay,
             "{underlay}"
         );
@@ -495,7 +517,7 @@ action = "deny"
         ]
     );
     let config = parse_text(&format!("{GOOD}{text}")).unwrap();
-    assert_eq!(config.resolve(&facts()).unwrap().policy, rules);
+    assert_eq!(config.resolve_whole(&facts()).unwrap().policy, rules);
     assert_eq!(parse_policy(path, "").unwrap(), []);
     let whole = parse_policy(path, GOOD).unwrap_err().to_string();
     assert!(
@@ -522,7 +544,7 @@ fn an_unreadable_file_is_one_fault_without_a_line() {
 
 #[test]
 fn json_shows_values_as_the_file_has_them() {
-    let config = parse_text(GOOD).unwrap().resolve(&facts()).unwrap();
+    let config = parse_text(GOOD).unwrap().resolve_whole(&facts()).unwrap();
     let json = serde_json::to_value(&config).unwrap();
     assert_eq!(json["node"]["underlay_mac"], "02:00:00:00:00:03");
     assert_eq!(json["overlay"]["subnet"], "10.42.1.0/24");
@@ -538,7 +560,7 @@ fn choices_stay_where_they_still_can_be() {
     let mut host = facts();
     host.hostname = "alpha".to_owned();
     host.default_route_device = Some("eth1".to_owned());
-    let before = file.resolve(&host).unwrap();
+    let before = file.resolve_whole(&host).unwrap();
     assert_eq!(before.node.address.to_string(), "192.168.50.11");
 
     // A VPN takes the default route, the host gets another name, and its device an address in front.
@@ -548,7 +570,7 @@ fn choices_stay_where_they_still_can_be() {
         .ipv4
         .insert(0, "192.168.49.11/24".parse().unwrap());
     let decided = host.clone().as_decided(&before.node);
-    assert_eq!(file.resolve(&decided).unwrap(), before);
+    assert_eq!(file.resolve_whole(&decided).unwrap(), before);
 
     // What is gone is waited for; the device itself is followed.
     host.devices[2]
@@ -557,7 +579,7 @@ fn choices_stay_where_they_still_can_be() {
     host.devices[2].index = 9;
     host.devices[2].mtu = 1400;
     let after = file
-        .resolve(&host.clone().as_decided(&before.node))
+        .resolve_whole(&host.clone().as_decided(&before.node))
         .unwrap();
     assert_eq!(after.node.address, before.node.address);
     assert_eq!((after.node.underlay_index, after.overlay.mtu), (9, 1350));
@@ -568,7 +590,9 @@ fn choices_stay_where_they_still_can_be() {
         address: before.node.address,
     };
     host.default_route_device = Some("eth1".to_owned());
-    let anew = file.resolve(&host.with_chosen(Some(elsewhere))).unwrap();
+    let anew = file
+        .resolve_whole(&host.with_chosen(Some(elsewhere)))
+        .unwrap();
     assert_eq!(anew.node.address.to_string(), "192.168.49.11");
 }
 
@@ -584,10 +608,10 @@ fn a_services_address_is_not_chosen_by_itself() {
         &["192.168.50.99/32", "192.168.50.98/24", "192.168.50.11/24"],
     );
     host.devices[2].secondary = vec!["192.168.50.98".parse().unwrap()];
-    let config = file.resolve(&host).unwrap();
+    let config = file.resolve_whole(&host).unwrap();
     assert_eq!(config.node.address.to_string(), "192.168.50.11");
     // Said, it is.
     let text = format!("[node]\naddress = \"192.168.50.99\"\n{text}");
-    let config = parse_text(&text).unwrap().resolve(&host).unwrap();
+    let config = parse_text(&text).unwrap().resolve_whole(&host).unwrap();
     assert_eq!(config.node.address.to_string(), "192.168.50.99");
 }

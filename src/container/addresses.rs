@@ -203,7 +203,8 @@ mod tests {
             chosen: None,
         };
         let file = parse(Path::new("config.toml"), text).unwrap();
-        file.resolve(&facts).unwrap()
+        let peers = file.peers_in(&file.local_network(&facts));
+        file.resolve(&facts, peers).unwrap()
     }
 
     #[test]

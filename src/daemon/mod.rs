@@ -54,6 +54,7 @@ use crate::{
     datapath::DatapathError,
     netlink::{Netlink, NetlinkError, host_facts},
     overlay::{nftables::TableError, reconcile::ReconcileErrors, sysctl::SysctlError},
+    peers,
     policy::kernel::PolicyError,
     probe::{Finding, Roots, probe},
     shown::{LINE, cut},
@@ -180,7 +181,7 @@ pub async fn load_config(
 ) -> Result<(ConfigFile, Config), DaemonError> {
     let file = config::read(path)?;
     let facts = host_facts(netlink, file.underlay()).await?;
-    let config = file.resolve(&facts.with_chosen(chosen))?;
+    let config = peers::resolve(&file, &facts.with_chosen(chosen))?;
     Ok((file, config))
 }
 

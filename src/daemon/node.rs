@@ -31,6 +31,7 @@ use crate::{
         reconcile::reconcile,
         sysctl::Sysctls,
     },
+    peers,
     state::{State, StateError, Store},
 };
 
@@ -278,7 +279,7 @@ impl Node {
     async fn follow_underlay(&mut self) -> Result<(), DaemonError> {
         let facts = self.look_at_underlay().await?;
         let facts = facts.as_decided(&self.config.node);
-        let config = self.file.resolve(&facts)?;
+        let config = peers::resolve(&self.file, &facts)?;
         if config == self.config {
             return Ok(());
         }

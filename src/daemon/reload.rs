@@ -230,7 +230,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::{DeviceFacts, HostFacts, parse};
+    use crate::{
+        config::{DeviceFacts, HostFacts, parse},
+        peers,
+    };
 
     const TEXT: &str = r#"
         [node]
@@ -267,7 +270,7 @@ mod tests {
             chosen: None,
         };
         let file = parse(Path::new("config.toml"), text).unwrap();
-        file.resolve(&facts).unwrap()
+        peers::resolve(&file, &facts).unwrap()
     }
 
     #[test]
