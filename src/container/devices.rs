@@ -12,7 +12,6 @@ use crate::{
         Link, MAIN_TABLE, Mac, Netlink, NetlinkError, PairEnd, PairKind, PortSettings,
         ROUTE_PROTOCOL, Route, RouteReach,
     },
-    overlay::names::{BRIDGE, container_mac},
     stable_hash::fnv1a,
     state::{Container, InnerRoute},
 };
@@ -73,11 +72,21 @@ pub fn address_of(device: &Link) -> Option<Ipv4Addr> {
     (mac == port_mac(address)).then_some(address)
 }
 
-/// MAC address of the host-side end: locally administered, made of the container's address. Given
-/// at creation, so that no network manager thinks of one.
+/// MAC address of a container's inner end.
+#[must_use]
+pub fn container_mac(container: Ipv4Addr) -> Mac {
+    mac(0x63, container)
+}
+
+/// MAC address of the host-side end. Given at creation, so that no network manager thinks of one.
 fn port_mac(container: Ipv4Addr) -> Mac {
+    mac(0x70, container)
+}
+
+/// Locally administered (IEEE 802, section 8.2.2), and made of the container's address.
+fn mac(role: u8, container: Ipv4Addr) -> Mac {
     let [a, b, c, d] = container.octets();
-    [0x0a, 0x70, a, b, c, d]
+    [0x0a, role, a, b, c, d]
 }
 
 /// What the bridge does at a container's port. It learns nothing from containers, and sends each only what is
@@ -90,9 +99,11 @@ pub(crate) const PORT: PortSettings = PortSettings {
     group_forward: 0xfffd,
 };
 
-/// What a container is connected to.
+/// What a container is connected to, and how.
 #[derive(Clone, Copy, Debug)]
-pub struct Attachment {
+pub struct Uplink<'a> {
+    /// The bridge that the host-side ends are ports of, by its name.
+    pub bridge: &'a str,
     /// This host's subnet.
     pub subnet: Ipv4Net,
     /// The network of all containers.
@@ -124,7 +135,7 @@ pub async fn connect(
     netlink: &Netlink,
     name: &str,
     container: &Container,
-    attachment: Attachment,
+    uplink: Uplink<'_>,
 ) -> Result<u32, ContainerError> {
     let inside = namespace::open(&container.netns)?;
     let failed = |source| ContainerError::Netlink {
@@ -134,15 +145,15 @@ pub async fn connect(
     let here = PairEnd {
         name: &container.device,
         mac: port_mac(container.ip),
-        mtu: attachment.mtu,
+        mtu: uplink.mtu,
     };
     let there = PairEnd {
         name: &container.ifname,
         mac: container_mac(container.ip),
-        mtu: attachment.mtu,
+        mtu: uplink.mtu,
     };
     let alias = format!("{ALIAS}{name}");
-    let kind = attachment.kind;
+    let kind = uplink.kind;
     let created = netlink.create_pair(kind, here, &alias, there, inside.as_fd());
     match created.await {
         Ok(()) => {}
@@ -176,7 +187,7 @@ pub async fn connect(
     }
     let bridged = async {
         let index = netlink.index_of(&container.device).await?;
-        let bridge = netlink.index_of(BRIDGE).await?;
+        let bridge = netlink.index_of(uplink.bridge).await?;
         netlink.set_controller(index, Some(bridge)).await?;
         netlink.set_port(index, PORT).await?;
         netlink
@@ -207,14 +218,14 @@ pub async fn bring_up(
     netlink: &Netlink,
     name: &str,
     container: &Container,
-    attachment: Attachment,
+    uplink: Uplink<'_>,
 ) -> Result<(), ContainerError> {
     let inside = namespace::open(&container.netns)?;
     let up = async {
         let index = netlink.index_of(&container.device).await?;
         netlink.set_up(index, true).await?;
         let inner = Netlink::in_namespace(inside.as_fd()).await?;
-        configure_inside(&inner, container, attachment).await?;
+        configure_inside(&inner, container, uplink).await?;
         wait_until_forwarding(netlink, &container.device).await
     };
     up.await.map_err(|source| ContainerError::Netlink {
@@ -245,31 +256,26 @@ async fn wait_until_forwarding(netlink: &Netlink, device: &str) -> Result<(), Ne
 async fn configure_inside(
     inner: &Netlink,
     container: &Container,
-    attachment: Attachment,
+    uplink: Uplink<'_>,
 ) -> Result<(), NetlinkError> {
     let loopback = inner.index_of("lo").await?;
     inner.set_up(loopback, true).await?;
     let device = inner.index_of(&container.ifname).await?;
     // An address of elsewhere has nobody on its link but the gateway.
-    let at_home = attachment.subnet.contains(&container.ip);
+    let at_home = uplink.subnet.contains(&container.ip);
     let prefix = if at_home {
-        attachment.subnet.prefix_len()
+        uplink.subnet.prefix_len()
     } else {
         32
     };
     let address = Ipv4Net::new(container.ip, prefix).unwrap_or(Ipv4Net::from(container.ip));
     inner.add_address(device, address).await?;
     inner.set_up(device, true).await?;
-    let Some(destination) = destination(container.route, attachment.network) else {
+    let Some(destination) = destination(container.route, uplink.network) else {
         return Ok(());
     };
     inner
-        .add_route(&by_gateway(
-            destination,
-            device,
-            !at_home,
-            attachment.gateway,
-        ))
+        .add_route(&by_gateway(destination, device, !at_home, uplink.gateway))
         .await
 }
 
@@ -305,10 +311,10 @@ const fn by_gateway(destination: Ipv4Net, device: u32, onlink: bool, gateway: Ip
 pub async fn change_network(
     name: &str,
     container: &Container,
-    attachment: Attachment,
+    uplink: Uplink<'_>,
     former: Ipv4Net,
 ) -> Result<(), ContainerError> {
-    let network = attachment.network.trunc();
+    let network = uplink.network.trunc();
     if container.route != InnerRoute::Overlay || former.trunc() == network {
         return Ok(());
     }
@@ -316,8 +322,8 @@ pub async fn change_network(
     let change = async {
         let inner = Netlink::in_namespace(inside.as_fd()).await?;
         let device = inner.index_of(&container.ifname).await?;
-        let onlink = !attachment.subnet.contains(&container.ip);
-        let route = |to| by_gateway(to, device, onlink, attachment.gateway);
+        let onlink = !uplink.subnet.contains(&container.ip);
+        let route = |to| by_gateway(to, device, onlink, uplink.gateway);
         inner.replace_route(&route(network)).await?;
         match inner.delete_route(&route(former.trunc())).await {
             Err(error) if !error.is_absent() => Err(error),
@@ -430,7 +436,7 @@ pub async fn mend(
     links: &[Link],
     name: &str,
     container: &Container,
-    mtu: u32,
+    uplink: Uplink<'_>,
 ) -> Result<Option<HostEnd>, ContainerError> {
     let Some(device) = find(links, name, container) else {
         return Ok(None);
@@ -459,7 +465,7 @@ pub async fn mend(
         netlink.set_alias(index, &alias).await.map_err(failed)?;
         mended = true;
     }
-    let bridge = links.iter().find(|link| link.name == BRIDGE);
+    let bridge = links.iter().find(|link| link.name == uplink.bridge);
     let bridge = bridge.map(|link| link.index);
     let joined = device.controller == bridge;
     if !joined && bridge.is_some() {
@@ -472,15 +478,15 @@ pub async fn mend(
         netlink.set_port(index, PORT).await.map_err(failed)?;
         mended = true;
     }
-    if device.mtu != mtu {
+    if device.mtu != uplink.mtu {
         // What one end of a veth pair sends and the other does not take is lost without a word
         // (drivers/net/veth.c, `veth_forward_skb`): the sender is the smaller one at every moment.
-        if mtu < device.mtu {
-            set_mtu_inside(name, container, (device.mtu, mtu)).await?;
+        if uplink.mtu < device.mtu {
+            set_mtu_inside(name, container, (device.mtu, uplink.mtu)).await?;
         }
-        netlink.set_mtu(index, mtu).await.map_err(failed)?;
-        if mtu > device.mtu {
-            set_mtu_inside(name, container, (device.mtu, mtu)).await?;
+        netlink.set_mtu(index, uplink.mtu).await.map_err(failed)?;
+        if uplink.mtu > device.mtu {
+            set_mtu_inside(name, container, (device.mtu, uplink.mtu)).await?;
         }
         mended = true;
     }
@@ -608,6 +614,13 @@ mod tests {
     fn short_names_show_in_the_device() {
         assert_eq!(host_device("web"), "onc-web");
         assert_eq!(host_device("a2345678901"), "onc-a2345678901");
+    }
+
+    #[test]
+    fn addresses_are_local_unicast_and_tell_the_ends_apart() {
+        let container = Ipv4Addr::new(10, 42, 1, 7);
+        assert_eq!(container_mac(container), [0x0a, 0x63, 10, 42, 1, 7]);
+        assert_eq!(port_mac(container), [0x0a, 0x70, 10, 42, 1, 7]);
     }
 
     #[test]

@@ -11,14 +11,14 @@ use crate::{
     container::{
         ContainerError,
         addresses::{claim, next_free},
-        devices::{self, Attachment, HostDevice, bring_up, connect, host_device},
+        devices::{self, HostDevice, Uplink, bring_up, connect, container_mac, host_device},
         namespace,
     },
     control::api::{AddContainer, ContainerInfo},
     datapath::{PIN_ROOT, attach},
     netlink::{Link, NetlinkError, PairKind, forget_connections},
     overlay::{
-        names::{BRIDGE, container_mac},
+        names::BRIDGE,
         source_guard::{self, Source},
     },
     policy::opener::forget_openers,
@@ -123,9 +123,10 @@ impl Node {
     }
 
     /// What a container is connected to.
-    pub(super) fn attachment(&self) -> Attachment {
+    pub(super) fn uplink(&self) -> Uplink<'static> {
         let overlay = &self.config.overlay;
-        Attachment {
+        Uplink {
+            bridge: BRIDGE,
             subnet: overlay.subnet,
             network: overlay.network,
             gateway: overlay.gateway(),
@@ -137,9 +138,9 @@ impl Node {
     async fn make(&mut self, name: &str) -> Result<ContainerInfo, DaemonError> {
         let container = self.record(name)?.clone();
         self.store.save(&self.state)?;
-        let attachment = self.attachment();
-        let kind = attachment.kind;
-        let index = connect(&self.netlink, name, &container, attachment).await?;
+        let uplink = self.uplink();
+        let kind = uplink.kind;
+        let index = connect(&self.netlink, name, &container, uplink).await?;
         self.devices
             .insert(name.to_owned(), HostDevice { index, kind });
         self.sync_containers()?;
@@ -168,7 +169,7 @@ impl Node {
             // Its own route, or what is for it would go on leaving for where it was.
             self.mend_overlay().await?;
         }
-        bring_up(&self.netlink, name, &container, attachment).await?;
+        bring_up(&self.netlink, name, &container, uplink).await?;
         self.greet(&container).await?;
         if self.is_visitor(container.ip) {
             // What was learned of it as a remote container is wrong now.
@@ -408,14 +409,14 @@ impl Node {
     /// Puts the containers' host-side devices right and notices those that vanished. Returns
     /// whether anything changed.
     pub(super) async fn mend_containers(&mut self) -> Result<bool, DaemonError> {
-        let mtu = self.config.overlay.mtu;
+        let uplink = self.uplink();
         let mut changed = false;
         let mut vanished = Vec::new();
         let mut links = self.netlink.links().await?;
         links.extend(self.unlisted(&links).await?);
         let mut silent = BTreeSet::new();
         for (name, container) in &self.state.containers {
-            match devices::mend(&self.netlink, &links, name, container, mtu).await? {
+            match devices::mend(&self.netlink, &links, name, container, uplink).await? {
                 Some(end) => {
                     // One that was not known before was adopted as it is.
                     let before = self.devices.insert(name.clone(), end.device);

@@ -362,9 +362,9 @@ impl Node {
         for (number, step) in done.iter().enumerate() {
             // Of thousands of peers each would be three lines.
             if number < STEPS_LOGGED {
-                info!("{step}");
+                info!("{}", step.named(&wanted.names));
             } else {
-                debug!("{step}");
+                debug!("{}", step.named(&wanted.names));
             }
             if self.state.tcp_be_liberal.is_none() {
                 self.state.tcp_be_liberal = step.previous_tcp_be_liberal();

@@ -7,8 +7,9 @@ use tracing::info;
 
 use super::Node;
 use crate::{
+    container::devices::container_mac,
     netlink::{BridgeEntry, Mac, NetlinkError, format_mac},
-    overlay::names::{BRIDGE, container_mac},
+    overlay::names::BRIDGE,
 };
 
 impl Node {

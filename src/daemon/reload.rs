@@ -128,7 +128,7 @@ impl Node {
         log::set_level(self.config.log.level);
         for (name, container) in &self.state.containers {
             let network = old.overlay.network;
-            let told = devices::change_network(name, container, self.attachment(), network).await;
+            let told = devices::change_network(name, container, self.uplink(), network).await;
             if let Err(reason) = told {
                 warn!(
                     "{reason}; it has no route to {}",

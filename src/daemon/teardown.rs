@@ -10,7 +10,7 @@ use crate::{
     },
     datapath::{attach, pins},
     netlink::Netlink,
-    overlay::{source_guard, sysctl::Sysctls, teardown::teardown},
+    overlay::{names::DeviceNames, source_guard, sysctl::Sysctls, teardown::teardown},
     policy::kernel,
     state::{State, Store},
 };
@@ -80,7 +80,13 @@ pub async fn down(
     note(source_guard::remove().await.map_err(|error| text(&error)));
     let policy = kernel::remove().await.map(|_| ());
     note(policy.map_err(|error| text(&error)));
-    let slow_path = teardown(netlink, sysctls, state.tcp_be_liberal).await;
+    let slow_path = teardown(
+        netlink,
+        sysctls,
+        &DeviceNames::of_only_network(),
+        state.tcp_be_liberal,
+    )
+    .await;
     note(slow_path.map_err(|error| text(&error)));
     if failures.is_empty() {
         failures.extend(store.remove().err().map(|error| text(&error)));

@@ -9,8 +9,7 @@ use std::{fs, io, net::Ipv4Addr, net::UdpSocket};
 use nix::errno::Errno;
 
 use super::{
-    names::{BRIDGE, Device, ROOM, VXLAN},
-    reconcile::OverlayError,
+    names::{DeviceNames, OwnDevice, gateway_mac, headroom_mac, vtep_mac},
     step::Step,
     wanted::{OverlayRoute, WantedOverlay},
 };
@@ -31,7 +30,7 @@ pub enum Conflict {
     )]
     Name {
         /// The name.
-        device: Device,
+        device: String,
         /// What it is.
         what: String,
     },
@@ -92,44 +91,41 @@ pub async fn conflicts(
     wanted: &WantedOverlay,
 ) -> Result<Vec<Conflict>, NetlinkError> {
     let links = netlink.links().await?;
-    let mut found: Vec<Conflict> = [Device::Bridge, Device::Vxlan, Device::Room]
+    let mut found: Vec<Conflict> = [OwnDevice::Bridge, OwnDevice::Vxlan, OwnDevice::Headroom]
         .into_iter()
-        .filter_map(|device| name(device, &links))
+        .filter_map(|device| name(&wanted.names, device, &links))
         .collect();
     for (own, parameters) in [
-        (VXLAN, wanted.vxlan.parameters),
-        (ROOM, wanted.room.parameters),
+        (&wanted.names.vxlan, wanted.vxlan.parameters),
+        (&wanted.names.headroom, wanted.headroom.parameters),
     ] {
         found.extend(vni(netlink, own, parameters).await?);
     }
     found.extend(port(netlink, wanted.vxlan.parameters.port).await?);
     found.extend(address(netlink, wanted, &links).await?);
-    found.extend(routes(netlink, &wanted.routes, &links).await?);
+    found.extend(routes(netlink, &wanted.names, &wanted.routes, &links).await?);
     Ok(found)
 }
 
-/// A step's failure with the holder of what it asked for, where there is one.
-pub(super) async fn explain(
+/// What stands behind the refusal of a step: the holder of what it asked for, where there is one.
+pub(super) async fn behind(
     netlink: &Netlink,
     wanted: &WantedOverlay,
     step: &Step,
-    error: OverlayError,
-) -> OverlayError {
-    let OverlayError::Netlink(refused) = &error else {
-        return error;
-    };
+    refused: &NetlinkError,
+) -> Option<Conflict> {
     let found = match (step, refused.errno()) {
         (Step::CreateVxlan(_), Some(Errno::EEXIST)) => {
-            vni(netlink, VXLAN, wanted.vxlan.parameters).await
+            vni(netlink, &wanted.names.vxlan, wanted.vxlan.parameters).await
         }
-        (Step::CreateRoom(_), Some(Errno::EEXIST)) => {
-            vni(netlink, ROOM, wanted.room.parameters).await
+        (Step::CreateHeadroom(_), Some(Errno::EEXIST)) => {
+            vni(netlink, &wanted.names.headroom, wanted.headroom.parameters).await
         }
-        (Step::SetUp(Device::Vxlan), Some(Errno::EADDRINUSE)) => {
+        (Step::SetUp(OwnDevice::Vxlan), Some(Errno::EADDRINUSE)) => {
             port(netlink, wanted.vxlan.parameters.port).await
         }
         (Step::AddRoute(route), Some(Errno::EEXIST)) => match netlink.links().await {
-            Ok(links) => routes(netlink, std::slice::from_ref(route), &links)
+            Ok(links) => routes(netlink, &wanted.names, std::slice::from_ref(route), &links)
                 .await
                 .map(|found| found.into_iter().next()),
             Err(_) => Ok(None),
@@ -137,37 +133,40 @@ pub(super) async fn explain(
         _ => Ok(None),
     };
     // Why the second look fails would only hide the first reason.
-    match found {
-        Ok(Some(conflict)) => conflict.into(),
-        _ => error,
-    }
+    found.ok().flatten()
 }
 
 /// What is there by the name of one of our devices and cannot be ours: it is neither taken over nor
 /// deleted.
 #[must_use]
-pub fn name(device: Device, links: &[Link]) -> Option<Conflict> {
-    let link = links.iter().find(|link| link.name == device.name())?;
-    let what = whose(device, link, links)?;
+pub fn name(names: &DeviceNames, device: OwnDevice, links: &[Link]) -> Option<Conflict> {
+    let link = links.iter().find(|link| link.name == names.of(device))?;
+    let what = whose(names, device, link, links)?;
+    let device = link.name.clone();
     Some(Conflict::Name { device, what })
 }
 
 /// What a device with the name of ours is, if it is not ours. Ours may have been changed by anybody in
 /// all that can be changed; so one of the right kind is somebody else's only if more than one thing
 /// says so.
-pub(super) fn whose(device: Device, link: &Link, links: &[Link]) -> Option<String> {
+pub(super) fn whose(
+    names: &DeviceNames,
+    device: OwnDevice,
+    link: &Link,
+    links: &[Link],
+) -> Option<String> {
     let kind = link.kind.as_deref();
     let ours = link.mac.is_some_and(|mac| is_own_mac(device, mac));
     match device {
-        Device::Bridge if kind == Some("bridge") => {
+        OwnDevice::Bridge if kind == Some("bridge") => {
             let ports = || links.iter().filter(|it| it.controller == Some(link.index));
             let alias = |port: &Link| port.alias.as_ref().is_some_and(|it| it.starts_with(ALIAS));
-            let own = |port: &Link| port.name == ROOM || alias(port);
+            let own = |port: &Link| port.name == names.headroom || alias(port);
             let port = ports().next()?;
             let foreign = !ours && !ports().any(own);
             foreign.then(|| format!("a bridge with other ports ({})", port.name))
         }
-        Device::Vxlan | Device::Room if kind == Some("vxlan") => {
+        OwnDevice::Vxlan | OwnDevice::Headroom if kind == Some("vxlan") => {
             // Oncache's have never learned, and have had the addresses that say what they are.
             let parameters = link.vxlan?;
             let foreign = !ours && parameters.learning;
@@ -178,11 +177,11 @@ pub(super) fn whose(device: Device, link: &Link, links: &[Link]) -> Option<Strin
 }
 
 /// Whether a link-layer address is of the kind that a device of ours has.
-fn is_own_mac(device: Device, mac: Mac) -> bool {
+fn is_own_mac(device: OwnDevice, mac: Mac) -> bool {
     let role = match device {
-        Device::Bridge => super::names::gateway_mac(Ipv4Addr::UNSPECIFIED),
-        Device::Vxlan => super::names::vtep_mac(Ipv4Addr::UNSPECIFIED),
-        Device::Room => super::names::room_mac(Ipv4Addr::UNSPECIFIED),
+        OwnDevice::Bridge => gateway_mac(Ipv4Addr::UNSPECIFIED),
+        OwnDevice::Vxlan => vtep_mac(Ipv4Addr::UNSPECIFIED),
+        OwnDevice::Headroom => headroom_mac(Ipv4Addr::UNSPECIFIED),
     };
     mac[..2] == role[..2]
 }
@@ -294,7 +293,7 @@ async fn address(
     let addresses = netlink.addresses().await?;
     Ok(addresses.iter().find_map(|entry| {
         let holder = links.iter().find(|link| link.index == entry.device)?;
-        let taken = holder.name != BRIDGE && subnet.contains(&entry.address.addr());
+        let taken = holder.name != wanted.names.bridge && subnet.contains(&entry.address.addr());
         taken.then(|| Conflict::Address {
             subnet,
             address: entry.address,
@@ -306,12 +305,13 @@ async fn address(
 /// Others' routes to the destinations of ours.
 async fn routes(
     netlink: &Netlink,
+    names: &DeviceNames,
     wanted: &[OverlayRoute],
     links: &[Link],
 ) -> Result<Vec<Conflict>, NetlinkError> {
     let own: Vec<u32> = links
         .iter()
-        .filter(|link| [BRIDGE, VXLAN].contains(&&*link.name))
+        .filter(|link| [&names.bridge, &names.vxlan].contains(&&link.name))
         .map(|link| link.index)
         .collect();
     let destinations: std::collections::HashSet<_> = wanted

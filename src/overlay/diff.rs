@@ -13,7 +13,7 @@ use std::{
 use ipnet::Ipv4Net;
 
 use super::{
-    names::{Device, GROUP},
+    names::{GROUP, OwnDevice},
     nftables::Fingerprint,
     step::Step,
     sysctl,
@@ -60,7 +60,7 @@ pub struct Observed {
     /// The device named like our VXLAN device, whatever it is.
     pub vxlan: Option<Link>,
     /// The device named like the one that carries nothing, whatever it is.
-    pub room: Option<Link>,
+    pub headroom: Option<Link>,
     /// The bridge's IPv4 addresses.
     pub addresses: Vec<ObservedAddress>,
     /// The routes of our protocol by our devices.
@@ -86,21 +86,21 @@ pub fn diff(wanted: &WantedOverlay, observed: &Observed) -> Vec<Step> {
     let bridge = observed.bridge.as_ref().filter(|link| {
         let usable = link.kind.as_deref() == Some("bridge");
         if !usable {
-            steps.push(Step::DeleteDevice(Device::Bridge));
+            steps.push(Step::DeleteDevice(OwnDevice::Bridge));
         }
         usable
     });
     let vxlan = observed.vxlan.as_ref().filter(|link| {
         let usable = link.vxlan == Some(wanted.vxlan.parameters);
         if !usable {
-            steps.push(Step::DeleteDevice(Device::Vxlan));
+            steps.push(Step::DeleteDevice(OwnDevice::Vxlan));
         }
         usable
     });
-    let room = observed.room.as_ref().filter(|link| {
-        let usable = link.vxlan == Some(wanted.room.parameters) && !link.up;
+    let headroom = observed.headroom.as_ref().filter(|link| {
+        let usable = link.vxlan == Some(wanted.headroom.parameters) && !link.up;
         if !usable {
-            steps.push(Step::DeleteDevice(Device::Room));
+            steps.push(Step::DeleteDevice(OwnDevice::Headroom));
         }
         usable
     });
@@ -115,14 +115,14 @@ pub fn diff(wanted: &WantedOverlay, observed: &Observed) -> Vec<Step> {
     let created_mtu = vxlan.is_none().then_some(wanted.vxlan.mtu);
     links(
         &mut steps,
-        Device::Bridge,
+        OwnDevice::Bridge,
         bridge,
         (wanted.bridge.mac, wanted.bridge.mtu),
         None,
     );
     links(
         &mut steps,
-        Device::Vxlan,
+        OwnDevice::Vxlan,
         vxlan,
         (wanted.vxlan.mac, wanted.vxlan.mtu),
         created_mtu,
@@ -133,8 +133,8 @@ pub fn diff(wanted: &WantedOverlay, observed: &Observed) -> Vec<Step> {
         observed,
         &[bridge.is_none(), vxlan.is_none()],
     );
-    keep_room(&mut steps, wanted, room, bridge);
-    for (device, link) in [(Device::Bridge, bridge), (Device::Vxlan, vxlan)] {
+    keep_headroom(&mut steps, wanted, headroom, bridge);
+    for (device, link) in [(OwnDevice::Bridge, bridge), (OwnDevice::Vxlan, vxlan)] {
         if link.is_none_or(|link| !link.up) {
             steps.push(Step::SetUp(device));
         }
@@ -144,8 +144,8 @@ pub fn diff(wanted: &WantedOverlay, observed: &Observed) -> Vec<Step> {
     forwarding(&mut steps, wanted, observed, vxlan.is_some());
     routes(&mut steps, wanted, observed, |route| {
         let device_lost = match route.device {
-            Device::Bridge => bridge.is_none(),
-            Device::Vxlan | Device::Room => vxlan.is_none(),
+            OwnDevice::Bridge => bridge.is_none(),
+            OwnDevice::Vxlan | OwnDevice::Headroom => vxlan.is_none(),
         };
         // Routes go with their device and with the address they name as their source
         // (net/ipv4/fib_frontend.c, fib_sync_down_addr).
@@ -174,25 +174,25 @@ pub fn diff(wanted: &WantedOverlay, observed: &Observed) -> Vec<Step> {
 }
 
 /// The device that carries nothing: a port of the bridge, and down as it was made.
-fn keep_room(
+fn keep_headroom(
     steps: &mut Vec<Step>,
     wanted: &WantedOverlay,
-    room: Option<&Link>,
+    headroom: Option<&Link>,
     bridge: Option<&Link>,
 ) {
-    if room.is_none() {
-        steps.push(Step::CreateRoom(wanted.room));
+    if headroom.is_none() {
+        steps.push(Step::CreateHeadroom(wanted.headroom));
     }
-    let joined = room.zip(bridge);
-    if joined.is_none_or(|(room, bridge)| room.controller != Some(bridge.index)) {
-        steps.push(Step::JoinBridge(Device::Room));
+    let joined = headroom.zip(bridge);
+    if joined.is_none_or(|(headroom, bridge)| headroom.controller != Some(bridge.index)) {
+        steps.push(Step::JoinBridge(OwnDevice::Headroom));
     }
 }
 
 /// What of a device can be changed while it lives.
 fn links(
     steps: &mut Vec<Step>,
-    device: Device,
+    device: OwnDevice,
     link: Option<&Link>,
     (mac, mtu): (Mac, u32),
     created_mtu: Option<u32>,
@@ -230,10 +230,13 @@ fn settings(
         .iter()
         .filter(|s| s.key != sysctl::TCP_BE_LIBERAL)
     {
-        let fresh = [Device::Bridge, Device::Vxlan]
+        let fresh = [OwnDevice::Bridge, OwnDevice::Vxlan]
             .iter()
             .zip(created)
-            .any(|(device, created)| *created && setting.key.contains(&format!("/{device}/")));
+            .any(|(device, created)| {
+                let of_device = format!("/{}/", wanted.names.of(*device));
+                *created && setting.key.contains(&of_device)
+            });
         // What was read belonged to a device that is being replaced.
         let value = observed.settings.get(&setting.key).filter(|_| !fresh);
         if value == Some(&setting.value) || (setting.optional && !ipv6) {

@@ -4,7 +4,7 @@
 //! 10, IEEE 802 section 8.2.2) and made of the IPv4 address that they stand for, so that two hosts
 //! agree on them without telling each other.
 
-use std::{fmt, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use crate::netlink::Mac;
 
@@ -13,40 +13,55 @@ pub const BRIDGE: &str = "oncache0";
 /// The VXLAN device. Not a port of the bridge: routes lead from one to the other.
 pub const VXLAN: &str = "oncache-vx0";
 /// A device that never carries a packet: a VXLAN port of the bridge, down, for whose sake the kernel
-/// leaves room for outer headers before what containers send (docs/adr/030).
-pub const ROOM: &str = "oncache-room0";
+/// leaves headroom for outer headers before what containers send (docs/adr/030).
+const HEADROOM: &str = "oncache-room0";
 
 /// The device group of bridge and VXLAN device (`ip link set group`): rules find by it whether a packet is the
 /// overlay's. nft compares a name in about 45 ns, looks one up in a set in 110, and compares a group in 15; a packet of
 /// the slow path is asked some twenty times (docs/adr/041).
 pub const GROUP: u32 = 28_526;
 
-/// One of oncache's own devices.
+/// One of oncache's own devices, whatever it is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Device {
+pub enum OwnDevice {
     /// [`BRIDGE`].
     Bridge,
     /// [`VXLAN`].
     Vxlan,
-    /// [`ROOM`].
-    Room,
+    /// The one that keeps headroom before what containers send.
+    Headroom,
 }
 
-impl Device {
-    /// The device's name.
+/// What a network's own devices are called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceNames {
+    /// That of [`OwnDevice::Bridge`].
+    pub bridge: String,
+    /// That of [`OwnDevice::Vxlan`].
+    pub vxlan: String,
+    /// That of [`OwnDevice::Headroom`].
+    pub headroom: String,
+}
+
+impl DeviceNames {
+    /// Those of the only network that a host has so far.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Bridge => BRIDGE,
-            Self::Vxlan => VXLAN,
-            Self::Room => ROOM,
+    pub fn of_only_network() -> Self {
+        Self {
+            bridge: BRIDGE.to_owned(),
+            vxlan: VXLAN.to_owned(),
+            headroom: HEADROOM.to_owned(),
         }
     }
-}
 
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+    /// What this device is called.
+    #[must_use]
+    pub fn of(&self, device: OwnDevice) -> &str {
+        match device {
+            OwnDevice::Bridge => &self.bridge,
+            OwnDevice::Vxlan => &self.vxlan,
+            OwnDevice::Headroom => &self.headroom,
+        }
     }
 }
 
@@ -58,7 +73,7 @@ pub fn vtep_mac(underlay: Ipv4Addr) -> Mac {
 
 /// The address of the device of that host that carries nothing.
 #[must_use]
-pub fn room_mac(underlay: Ipv4Addr) -> Mac {
+pub fn headroom_mac(underlay: Ipv4Addr) -> Mac {
     derived(0x72, underlay)
 }
 
@@ -66,12 +81,6 @@ pub fn room_mac(underlay: Ipv4Addr) -> Mac {
 #[must_use]
 pub fn gateway_mac(gateway: Ipv4Addr) -> Mac {
     derived(0x62, gateway)
-}
-
-/// The address of the container with this IP address.
-#[must_use]
-pub fn container_mac(address: Ipv4Addr) -> Mac {
-    derived(0x63, address)
 }
 
 fn derived(role: u8, address: Ipv4Addr) -> Mac {
@@ -89,11 +98,11 @@ mod tests {
         let macs = [
             vtep_mac(address),
             gateway_mac(address),
-            container_mac(address),
+            headroom_mac(address),
         ];
         assert_eq!(macs[0], [0x0a, 0x6f, 10, 42, 1, 7]);
         assert_eq!(macs[1], [0x0a, 0x62, 10, 42, 1, 7]);
-        assert_eq!(macs[2], [0x0a, 0x63, 10, 42, 1, 7]);
+        assert_eq!(macs[2], [0x0a, 0x72, 10, 42, 1, 7]);
         for mac in macs {
             assert_eq!(mac[0] & 0b11, 0b10);
         }
@@ -101,9 +110,10 @@ mod tests {
 
     #[test]
     fn names_fit_the_kernel() {
-        for device in [Device::Bridge, Device::Vxlan, Device::Room] {
+        let names = DeviceNames::of_only_network();
+        for device in [OwnDevice::Bridge, OwnDevice::Vxlan, OwnDevice::Headroom] {
             // IFNAMSIZ counts the terminating NUL.
-            assert!(device.name().len() < 16);
+            assert!(names.of(device).len() < 16);
         }
     }
 }

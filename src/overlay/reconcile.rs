@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt};
 use super::{
     conflicts::{self, Conflict},
     diff::{Observed, ObservedAddress, ObservedFdb, ObservedNeighbour, diff},
-    names::{self, Device},
+    names::{DeviceNames, GROUP, OwnDevice},
     nftables::{self, TableError},
     step::Step,
     sysctl::{SysctlError, Sysctls},
@@ -74,7 +74,7 @@ pub async fn reconcile(
     let steps = match observe(netlink, sysctls, wanted).await {
         Ok(observed) => {
             // What is somebody else's is not taken over, and certainly not deleted.
-            let foreign = foreign(&observed);
+            let foreign = foreign(&wanted.names, &observed);
             if !foreign.is_empty() {
                 failures.extend(foreign.into_iter().map(OverlayError::from));
                 return Err(ReconcileErrors { done, failures });
@@ -86,23 +86,24 @@ pub async fn reconcile(
             return Err(ReconcileErrors { done, failures });
         }
     };
-    let mut devices = Devices::default();
+    let names = &wanted.names;
+    let mut devices = Devices::new(names);
     for mut step in steps {
         let founds_others = matches!(
             step,
             Step::DeleteDevice(_)
                 | Step::CreateBridge(_)
                 | Step::CreateVxlan(_)
-                | Step::CreateRoom(_)
+                | Step::CreateHeadroom(_)
         );
         let applied = apply(netlink, sysctls, wanted, &mut devices, &mut step).await;
         if founds_others || applied.is_err() {
-            devices = Devices::default();
+            devices = Devices::new(names);
         }
         match applied {
             Ok(()) => done.push(step),
             Err(error) => {
-                failures.push(conflicts::explain(netlink, wanted, &step, error).await);
+                failures.push(explain(netlink, wanted, &step, error).await);
                 if founds_others {
                     break;
                 }
@@ -116,6 +117,20 @@ pub async fn reconcile(
     }
 }
 
+/// A step's failure with the holder of what it asked for, where there is one.
+async fn explain(
+    netlink: &Netlink,
+    wanted: &WantedOverlay,
+    step: &Step,
+    error: OverlayError,
+) -> OverlayError {
+    let OverlayError::Netlink(refused) = &error else {
+        return error;
+    };
+    let holder = conflicts::behind(netlink, wanted, step, refused).await;
+    holder.map_or(error, OverlayError::from)
+}
+
 /// Looks at what on the host is ours.
 ///
 /// # Errors
@@ -126,9 +141,10 @@ pub async fn observe(
     wanted: &WantedOverlay,
 ) -> Result<Observed, OverlayError> {
     // Three of what may be hundreds of devices, so not by a list of all.
-    let bridge = netlink.link_by_name(names::BRIDGE).await?;
-    let vxlan = netlink.link_by_name(names::VXLAN).await?;
-    let room = netlink.link_by_name(names::ROOM).await?;
+    let names = &wanted.names;
+    let bridge = netlink.link_by_name(&names.bridge).await?;
+    let vxlan = netlink.link_by_name(&names.vxlan).await?;
+    let headroom = netlink.link_by_name(&names.headroom).await?;
     let bridge_index = bridge.as_ref().map(|link| link.index);
     let vxlan_index = vxlan.as_ref().map(|link| link.index);
 
@@ -145,8 +161,8 @@ pub async fn observe(
         .iter()
         .filter_map(|route| {
             let device = match Some(route.device) {
-                index if index == bridge_index => Device::Bridge,
-                index if index == vxlan_index => Device::Vxlan,
+                index if index == bridge_index => OwnDevice::Bridge,
+                index if index == vxlan_index => OwnDevice::Vxlan,
                 _ => return None,
             };
             Some(overlay_route(route, device))
@@ -186,16 +202,16 @@ pub async fn observe(
     }
     observed.bridge = bridge;
     observed.vxlan = vxlan;
-    observed.room = room;
+    observed.headroom = headroom;
     Ok(observed)
 }
 
 /// Devices with the names of ours that are of another kind.
-fn foreign(observed: &Observed) -> Vec<Conflict> {
+fn foreign(names: &DeviceNames, observed: &Observed) -> Vec<Conflict> {
     let kinds = [
-        (Device::Bridge, &observed.bridge, "bridge"),
-        (Device::Vxlan, &observed.vxlan, "vxlan"),
-        (Device::Room, &observed.room, "vxlan"),
+        (OwnDevice::Bridge, &observed.bridge, "bridge"),
+        (OwnDevice::Vxlan, &observed.vxlan, "vxlan"),
+        (OwnDevice::Headroom, &observed.headroom, "vxlan"),
     ];
     kinds
         .into_iter()
@@ -203,7 +219,7 @@ fn foreign(observed: &Observed) -> Vec<Conflict> {
             let link = link
                 .as_ref()
                 .filter(|link| link.kind.as_deref() != Some(kind))?;
-            conflicts::name(device, std::slice::from_ref(link))
+            conflicts::name(names, device, std::slice::from_ref(link))
         })
         .collect()
 }
@@ -223,16 +239,26 @@ fn settings(
 
 /// Our devices' interface indices as far as they were asked for: thousands of steps are about the
 /// same two devices. Forgotten when a device is made or removed, and when a step fails.
-#[derive(Debug, Default)]
-struct Devices(HashMap<Device, u32>);
+#[derive(Debug)]
+struct Devices<'a> {
+    names: &'a DeviceNames,
+    indices: HashMap<OwnDevice, u32>,
+}
 
-impl Devices {
-    async fn index(&mut self, netlink: &Netlink, device: Device) -> Result<u32, NetlinkError> {
-        if let Some(index) = self.0.get(&device) {
+impl<'a> Devices<'a> {
+    fn new(names: &'a DeviceNames) -> Self {
+        Self {
+            names,
+            indices: HashMap::new(),
+        }
+    }
+
+    async fn index(&mut self, netlink: &Netlink, device: OwnDevice) -> Result<u32, NetlinkError> {
+        if let Some(index) = self.indices.get(&device) {
             return Ok(*index);
         }
-        let index = netlink.index_of(device.name()).await?;
-        self.0.insert(device, index);
+        let index = netlink.index_of(self.names.of(device)).await?;
+        self.indices.insert(device, index);
         Ok(index)
     }
 }
@@ -241,27 +267,33 @@ async fn apply(
     netlink: &Netlink,
     sysctls: &Sysctls,
     wanted: &WantedOverlay,
-    devices: &mut Devices,
+    devices: &mut Devices<'_>,
     step: &mut Step,
 ) -> Result<(), OverlayError> {
-    let mut index = async |device: Device| devices.index(netlink, device).await;
+    let names = &wanted.names;
+    let mut index = async |device: OwnDevice| devices.index(netlink, device).await;
     match step {
         Step::DeleteDevice(device) => {
             let deleted = netlink.delete_link(index(*device).await?).await;
             absent_is_done(deleted)?;
         }
-        Step::CreateBridge(mac) => netlink.create_bridge(names::BRIDGE, *mac).await?,
+        Step::CreateBridge(mac) => netlink.create_bridge(&names.bridge, *mac).await?,
         Step::CreateVxlan(vxlan) => {
             let created =
-                netlink.create_vxlan(names::VXLAN, vxlan.mac, vxlan.mtu, vxlan.parameters);
+                netlink.create_vxlan(&names.vxlan, vxlan.mac, vxlan.mtu, vxlan.parameters);
             created.await?;
         }
-        Step::CreateRoom(room) => {
-            let created = netlink.create_vxlan(names::ROOM, room.mac, room.mtu, room.parameters);
+        Step::CreateHeadroom(headroom) => {
+            let created = netlink.create_vxlan(
+                &names.headroom,
+                headroom.mac,
+                headroom.mtu,
+                headroom.parameters,
+            );
             created.await?;
         }
         Step::JoinBridge(device) => {
-            let bridge = index(Device::Bridge).await?;
+            let bridge = index(OwnDevice::Bridge).await?;
             netlink
                 .set_controller(index(*device).await?, Some(bridge))
                 .await?;
@@ -270,9 +302,7 @@ async fn apply(
         Step::SetMac(device, mac) => netlink.set_mac(index(*device).await?, *mac).await?,
         Step::SetMtu(device, mtu) => netlink.set_mtu(index(*device).await?, *mtu).await?,
         Step::SetGroup(device) => {
-            netlink
-                .set_group(index(*device).await?, names::GROUP)
-                .await?;
+            netlink.set_group(index(*device).await?, GROUP).await?;
         }
         Step::SetUp(device) => netlink.set_up(index(*device).await?, true).await?,
         Step::Set { setting, before } => {
@@ -281,12 +311,12 @@ async fn apply(
             sysctls.write(&setting.key, &setting.value)?;
         }
         Step::DeleteAddress(address) => {
-            let device = index(Device::Bridge).await?;
+            let device = index(OwnDevice::Bridge).await?;
             absent_is_done(netlink.delete_address(device, *address).await)?;
         }
         Step::AddAddress(address) => {
             netlink
-                .add_address(index(Device::Bridge).await?, *address)
+                .add_address(index(OwnDevice::Bridge).await?, *address)
                 .await?;
         }
         Step::DeleteRoute(route) => {
@@ -302,29 +332,29 @@ async fn apply(
             netlink.replace_route(&route).await?;
         }
         Step::DeleteNeighbour(address) => {
-            let device = index(Device::Vxlan).await?;
+            let device = index(OwnDevice::Vxlan).await?;
             absent_is_done(netlink.delete_neighbour(device, *address).await)?;
         }
         Step::ReplaceNeighbour(neighbour) => {
-            let device = index(Device::Vxlan).await?;
+            let device = index(OwnDevice::Vxlan).await?;
             netlink
                 .replace_neighbour(device, neighbour.address, neighbour.mac)
                 .await?;
         }
         Step::DeleteFdb(mac, host) => {
-            let device = index(Device::Vxlan).await?;
+            let device = index(OwnDevice::Vxlan).await?;
             absent_is_done(netlink.delete_fdb(device, *mac, *host).await)?;
         }
         Step::ReplaceFdb(entry) => {
-            let device = index(Device::Vxlan).await?;
+            let device = index(OwnDevice::Vxlan).await?;
             netlink.replace_fdb(device, entry.mac, entry.host).await?;
         }
         Step::DeleteProxy(address) => {
-            let device = index(Device::Bridge).await?;
+            let device = index(OwnDevice::Bridge).await?;
             absent_is_done(netlink.delete_proxy_neighbour(device, *address).await)?;
         }
         Step::AddProxy(address) => {
-            let device = index(Device::Bridge).await?;
+            let device = index(OwnDevice::Bridge).await?;
             netlink.add_proxy_neighbour(device, *address).await?;
         }
         Step::ReplaceTable => nftables::apply_table(&wanted.table).await?,
@@ -340,7 +370,7 @@ pub(super) fn absent_is_done(outcome: Result<(), NetlinkError>) -> Result<(), Ne
     }
 }
 
-fn overlay_route(route: &Route, device: Device) -> OverlayRoute {
+fn overlay_route(route: &Route, device: OwnDevice) -> OverlayRoute {
     OverlayRoute {
         destination: route.destination,
         gateway: route.gateway,

@@ -5,37 +5,37 @@ use std::{fmt, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 
 use super::{
-    names::{Device, GROUP},
+    names::{DeviceNames, GROUP, OwnDevice},
     sysctl::{self, Setting},
     wanted::{OverlayFdb, OverlayNeighbour, OverlayRoute, WantedVxlan},
 };
 use crate::netlink::{Mac, format_mac};
 
-/// One change that brings the host nearer to the wanted overlay. Displays as one line.
+/// One change that brings the host nearer to the wanted overlay. [`Step::named`] displays it.
 ///
 /// Devices are named, not numbered: a step may come after the one that creates its device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Delete a device that carries our name but cannot become what is wanted.
-    DeleteDevice(Device),
+    DeleteDevice(OwnDevice),
     /// Create the bridge with this link-layer address.
     CreateBridge(Mac),
     /// Create the VXLAN device.
     CreateVxlan(WantedVxlan),
     /// Create the device that carries nothing.
-    CreateRoom(WantedVxlan),
+    CreateHeadroom(WantedVxlan),
     /// Make a device a port of the bridge.
-    JoinBridge(Device),
+    JoinBridge(OwnDevice),
     /// Take a device out of the bridge or bond that somebody made it a port of.
-    Release(Device),
+    Release(OwnDevice),
     /// Set a device's link-layer address.
-    SetMac(Device, Mac),
+    SetMac(OwnDevice, Mac),
     /// Set a device's MTU in bytes.
-    SetMtu(Device, u32),
+    SetMtu(OwnDevice, u32),
     /// Put a device into the group that rules know it by.
-    SetGroup(Device),
+    SetGroup(OwnDevice),
     /// Set a device up.
-    SetUp(Device),
+    SetUp(OwnDevice),
     /// Make a kernel setting.
     Set {
         /// The setting.
@@ -70,97 +70,13 @@ pub enum Step {
     ReplaceTable,
 }
 
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::DeleteDevice(device) => write!(f, "delete device {device}"),
-            Self::CreateBridge(mac) => {
-                write!(
-                    f,
-                    "create bridge {} address {}",
-                    Device::Bridge,
-                    format_mac(*mac)
-                )
-            }
-            Self::CreateVxlan(vxlan) => {
-                write!(
-                    f,
-                    "create VXLAN device {} vni {}",
-                    Device::Vxlan,
-                    vxlan.parameters.vni
-                )
-            }
-            Self::CreateRoom(_) => {
-                write!(f, "create VXLAN device {}, to stay down", Device::Room)
-            }
-            Self::JoinBridge(device) => {
-                write!(f, "make {device} a port of {}", Device::Bridge)
-            }
-            Self::Release(device) => write!(f, "release {device} from its controller"),
-            Self::SetMac(device, mac) => write!(f, "set {device} address {}", format_mac(*mac)),
-            Self::SetMtu(device, mtu) => write!(f, "set {device} mtu {mtu}"),
-            Self::SetGroup(device) => write!(f, "set {device} group {GROUP}"),
-            Self::SetUp(device) => write!(f, "set {device} up"),
-            Self::Set { setting, before } => {
-                write!(f, "set {setting}")?;
-                match before {
-                    Some(before) => write!(f, " (was {before})"),
-                    None => Ok(()),
-                }
-            }
-            Self::DeleteAddress(address) => {
-                write!(f, "delete address {address} dev {}", Device::Bridge)
-            }
-            Self::AddAddress(address) => write!(f, "add address {address} dev {}", Device::Bridge),
-            Self::DeleteRoute(route) => {
-                write!(f, "delete route {} dev {}", route.destination, route.device)
-            }
-            Self::AddRoute(route) | Self::ReplaceRoute(route) => {
-                let verb = if matches!(self, Self::AddRoute(_)) {
-                    "add"
-                } else {
-                    "replace"
-                };
-                write!(f, "{verb} route {}", route.destination)?;
-                if let Some(gateway) = route.gateway {
-                    write!(f, " via {gateway}")?;
-                }
-                write!(f, " dev {}", route.device)
-            }
-            Self::DeleteNeighbour(address) => {
-                write!(f, "delete neighbour {address} dev {}", Device::Vxlan)
-            }
-            Self::ReplaceNeighbour(OverlayNeighbour { address, mac }) => write!(
-                f,
-                "replace neighbour {address} lladdr {} dev {}",
-                format_mac(*mac),
-                Device::Vxlan
-            ),
-            Self::DeleteFdb(mac, host) => {
-                write!(f, "delete forwarding entry {}", format_mac(*mac))?;
-                if let Some(host) = host {
-                    write!(f, " dst {host}")?;
-                }
-                write!(f, " dev {}", Device::Vxlan)
-            }
-            Self::ReplaceFdb(OverlayFdb { mac, host }) => write!(
-                f,
-                "replace forwarding entry {} dst {host} dev {}",
-                format_mac(*mac),
-                Device::Vxlan
-            ),
-            Self::DeleteProxy(address) => {
-                write!(f, "delete proxy neighbour {address} dev {}", Device::Bridge)
-            }
-            Self::AddProxy(address) => {
-                write!(f, "add proxy neighbour {address} dev {}", Device::Bridge)
-            }
-            Self::ReplaceTable => f.write_str("replace table inet oncache"),
-        }
-    }
-}
-
 impl Step {
+    /// This step, of devices that are called so.
+    #[must_use]
+    pub const fn named<'a>(&'a self, names: &'a DeviceNames) -> NamedStep<'a> {
+        NamedStep { step: self, names }
+    }
+
     /// The value that the namespace-wide conntrack setting had before this applied step changed it:
     /// what `oncache down` is to restore, unless an earlier value is kept already.
     #[must_use]
@@ -170,6 +86,108 @@ impl Step {
                 before.as_deref()?.parse().ok()
             }
             _ => None,
+        }
+    }
+}
+
+/// A step and what the devices are called that it is about. Displays as one line.
+#[derive(Debug, Clone, Copy)]
+pub struct NamedStep<'a> {
+    step: &'a Step,
+    names: &'a DeviceNames,
+}
+
+impl fmt::Display for NamedStep<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DeviceNames { bridge, vxlan, .. } = self.names;
+        let name = |device: &OwnDevice| self.names.of(*device);
+        match self.step {
+            Step::DeleteDevice(device) => write!(f, "delete device {}", name(device)),
+            Step::CreateBridge(mac) => {
+                write!(f, "create bridge {bridge} address {}", format_mac(*mac))
+            }
+            Step::CreateVxlan(wanted) => {
+                write!(
+                    f,
+                    "create VXLAN device {vxlan} vni {}",
+                    wanted.parameters.vni
+                )
+            }
+            Step::CreateHeadroom(_) => {
+                write!(
+                    f,
+                    "create VXLAN device {}, to stay down",
+                    self.names.headroom
+                )
+            }
+            Step::JoinBridge(device) => {
+                write!(f, "make {} a port of {bridge}", name(device))
+            }
+            Step::Release(device) => write!(f, "release {} from its controller", name(device)),
+            Step::SetMac(device, mac) => {
+                write!(f, "set {} address {}", name(device), format_mac(*mac))
+            }
+            Step::SetMtu(device, mtu) => write!(f, "set {} mtu {mtu}", name(device)),
+            Step::SetGroup(device) => write!(f, "set {} group {GROUP}", name(device)),
+            Step::SetUp(device) => write!(f, "set {} up", name(device)),
+            Step::Set { setting, before } => {
+                write!(f, "set {setting}")?;
+                match before {
+                    Some(before) => write!(f, " (was {before})"),
+                    None => Ok(()),
+                }
+            }
+            Step::DeleteAddress(address) => {
+                write!(f, "delete address {address} dev {bridge}")
+            }
+            Step::AddAddress(address) => write!(f, "add address {address} dev {bridge}"),
+            Step::DeleteRoute(route) => {
+                write!(
+                    f,
+                    "delete route {} dev {}",
+                    route.destination,
+                    name(&route.device)
+                )
+            }
+            Step::AddRoute(route) | Step::ReplaceRoute(route) => {
+                let verb = if matches!(self.step, Step::AddRoute(_)) {
+                    "add"
+                } else {
+                    "replace"
+                };
+                write!(f, "{verb} route {}", route.destination)?;
+                if let Some(gateway) = route.gateway {
+                    write!(f, " via {gateway}")?;
+                }
+                write!(f, " dev {}", name(&route.device))
+            }
+            Step::DeleteNeighbour(address) => {
+                write!(f, "delete neighbour {address} dev {vxlan}")
+            }
+            Step::ReplaceNeighbour(OverlayNeighbour { address, mac }) => write!(
+                f,
+                "replace neighbour {address} lladdr {} dev {vxlan}",
+                format_mac(*mac)
+            ),
+            Step::DeleteFdb(mac, host) => {
+                write!(f, "delete forwarding entry {}", format_mac(*mac))?;
+                if let Some(host) = host {
+                    write!(f, " dst {host}")?;
+                }
+                write!(f, " dev {vxlan}")
+            }
+            Step::ReplaceFdb(OverlayFdb { mac, host }) => write!(
+                f,
+                "replace forwarding entry {} dst {host} dev {vxlan}",
+                format_mac(*mac)
+            ),
+            Step::DeleteProxy(address) => {
+                write!(f, "delete proxy neighbour {address} dev {bridge}")
+            }
+            Step::AddProxy(address) => {
+                write!(f, "add proxy neighbour {address} dev {bridge}")
+            }
+            Step::ReplaceTable => f.write_str("replace table inet oncache"),
         }
     }
 }

@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::names::Device;
+use super::names::DeviceNames;
 
 /// The namespace-wide setting: conntrack accepts TCP segments outside the window it knows, because
 /// it does not see what the fast path carries.
@@ -188,16 +188,18 @@ impl Sysctls {
     }
 }
 
-/// The settings that the overlay wants, in the order in which they are to be made.
+/// The settings that an overlay of devices with these `names` wants, in the order in which they are to be
+/// made.
 #[must_use]
-pub fn wanted() -> Vec<Setting> {
+pub fn wanted(names: &DeviceNames) -> Vec<Setting> {
     let required = |key: String, value: &str| Setting {
         key,
         value: value.to_owned(),
         optional: false,
     };
     let mut settings = Vec::new();
-    for device in [Device::Bridge, Device::Vxlan] {
+    let bridge = &names.bridge;
+    for device in [bridge, &names.vxlan] {
         settings.push(Setting {
             // The overlay is IPv4: a link-local address would only make the devices talk.
             key: format!("net/ipv6/conf/{device}/disable_ipv6"),
@@ -208,12 +210,12 @@ pub fn wanted() -> Vec<Setting> {
     }
     // The bridge answers for addresses that have moved away at once, as their holders did: by
     // default it would wait up to 0.8 s (net/core/neighbour.c, pneigh_enqueue).
-    let delay = format!("net/ipv4/neigh/{}/proxy_delay", Device::Bridge);
+    let delay = format!("net/ipv4/neigh/{bridge}/proxy_delay");
     settings.push(required(delay, "0"));
     // A container that reaches its neighbour by way of the gateway is right to do so. The kernel
     // sends redirects if the device *or* `all` says so (include/linux/inetdevice.h,
     // IN_DEV_TX_REDIRECTS); `all` is not ours, so that a rule drops the rest.
-    let redirects = format!("net/ipv4/conf/{}/send_redirects", Device::Bridge);
+    let redirects = format!("net/ipv4/conf/{bridge}/send_redirects");
     settings.push(required(redirects, "0"));
     settings.push(required(TCP_BE_LIBERAL.to_owned(), "1"));
     settings
@@ -299,7 +301,7 @@ mod tests {
 
     #[test]
     fn only_our_devices_and_the_one_exception_are_touched() {
-        for setting in wanted() {
+        for setting in wanted(&DeviceNames::of_only_network()) {
             let ours = ["/oncache0/", "/oncache-vx0/"];
             let owned = ours.iter().any(|device| setting.key.contains(device));
             assert!(owned || setting.key == TCP_BE_LIBERAL, "{setting}");

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{
     conflicts::whose,
-    names::Device,
+    names::{DeviceNames, OwnDevice},
     network_route, nftables,
     reconcile::{OverlayError, absent_is_done, one_line},
     sysctl::{Sysctls, TCP_BE_LIBERAL},
@@ -23,7 +23,7 @@ impl fmt::Display for TeardownErrors {
 
 /// Removes what [`reconcile`](super::reconcile::reconcile) made: the table, the routes by our
 /// devices, the VXLAN devices with their neighbours and forwarding entries, and the bridge. What is not
-/// there is done already. `tcp_be_liberal` is the value kept from before the overlay, which is
+/// there is done already. `names` are the devices'. `tcp_be_liberal` is the value kept from before the overlay, which is
 /// restored; none leaves the setting alone. The containers' devices are not ours to remove: they
 /// lose their bridge.
 ///
@@ -32,6 +32,7 @@ impl fmt::Display for TeardownErrors {
 pub async fn teardown(
     netlink: &Netlink,
     sysctls: &Sysctls,
+    names: &DeviceNames,
     tcp_be_liberal: Option<u8>,
 ) -> Result<(), TeardownErrors> {
     let mut errors: Vec<OverlayError> = Vec::new();
@@ -44,12 +45,12 @@ pub async fn teardown(
     errors.extend(route.err().map(OverlayError::from));
     match netlink.links().await {
         Ok(links) => {
-            for device in [Device::Vxlan, Device::Room, Device::Bridge] {
-                let Some(link) = links.iter().find(|link| link.name == device.name()) else {
+            for device in [OwnDevice::Vxlan, OwnDevice::Headroom, OwnDevice::Bridge] {
+                let Some(link) = links.iter().find(|link| link.name == names.of(device)) else {
                     continue;
                 };
                 // Somebody else's by the name of ours stays.
-                if whose(device, link, &links).is_some() {
+                if whose(names, device, link, &links).is_some() {
                     continue;
                 }
                 for error in remove(netlink, device, link.index).await {
@@ -75,7 +76,7 @@ fn restore(sysctls: &Sysctls, value: u8) -> Result<(), OverlayError> {
 
 /// Removes what hangs on a device and then the device. The kernel would remove the former with the
 /// latter; should the device resist, at least nothing is sent by it any more.
-async fn remove(netlink: &Netlink, device: Device, index: u32) -> Vec<NetlinkError> {
+async fn remove(netlink: &Netlink, device: OwnDevice, index: u32) -> Vec<NetlinkError> {
     let mut errors = Vec::new();
     match netlink.routes(RouteFilter::Protocol(ROUTE_PROTOCOL)).await {
         Ok(routes) => {
@@ -85,7 +86,7 @@ async fn remove(netlink: &Netlink, device: Device, index: u32) -> Vec<NetlinkErr
         }
         Err(error) => errors.push(error),
     }
-    if device == Device::Vxlan {
+    if device == OwnDevice::Vxlan {
         match netlink.neighbours_of(index).await {
             Ok(all) => {
                 for entry in all.iter().filter(|entry| entry.permanent) {

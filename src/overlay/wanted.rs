@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::{
-    names::{Device, gateway_mac, room_mac, vtep_mac},
+    names::{DeviceNames, OwnDevice, gateway_mac, headroom_mac, vtep_mac},
     nftables::{Marks, Tunnel, WantedTable},
     sysctl::{self, Setting},
 };
@@ -44,7 +44,7 @@ pub struct OverlayRoute {
     /// The next hop.
     pub gateway: Option<Ipv4Addr>,
     /// The device.
-    pub device: Device,
+    pub device: OwnDevice,
     /// The next hop is on the device's link though no address says so.
     pub onlink: bool,
     /// The source address of the host's own packets.
@@ -76,10 +76,12 @@ pub struct OverlayFdb {
 /// Everything the slow path consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedOverlay {
+    /// What the devices are called.
+    pub names: DeviceNames,
     /// The VXLAN device.
     pub vxlan: WantedVxlan,
-    /// The device that carries nothing, see [`super::names::ROOM`].
-    pub room: WantedVxlan,
+    /// The device that keeps headroom before what containers send.
+    pub headroom: WantedVxlan,
     /// The bridge.
     pub bridge: WantedBridge,
     /// One route a peer, one for each address that has moved to a peer, and one for each that has
@@ -117,19 +119,20 @@ impl WantedOverlay {
             udp_csum: false,
             link: Some(config.node.underlay_index),
         };
+        let names = DeviceNames::of_only_network();
         Self {
             vxlan: WantedVxlan {
                 mac: vtep_mac(config.node.address),
                 mtu: overlay.mtu,
                 parameters,
             },
-            // As the other, so that it asks for the same room; but for the port, since the kernel
+            // As the other, so that it asks for the same headroom; but for the port, since the kernel
             // wants VNI and port unique (drivers/net/vxlan/vxlan_core.c, `vxlan_vni_in_use`).
-            room: WantedVxlan {
-                mac: room_mac(config.node.address),
+            headroom: WantedVxlan {
+                mac: headroom_mac(config.node.address),
                 mtu: overlay.mtu,
                 parameters: VxlanParameters {
-                    port: ROOM_PORT,
+                    port: HEADROOM_PORT,
                     ..parameters
                 },
             },
@@ -150,8 +153,9 @@ impl WantedOverlay {
             neighbours: config.peers.iter().map(neighbour).collect(),
             fdb: config.peers.iter().map(forwarding).collect(),
             proxies: config.away().collect(),
-            settings: sysctl::wanted(),
+            settings: sysctl::wanted(&names),
             table: WantedTable::new(overlay.network, marks, &tunnel(config)),
+            names,
         }
     }
 
@@ -164,7 +168,7 @@ impl WantedOverlay {
         let routes = visitors.iter().map(|address| OverlayRoute {
             destination: Ipv4Net::from(*address),
             gateway: None,
-            device: Device::Bridge,
+            device: OwnDevice::Bridge,
             onlink: false,
             source: Some(gateway),
             metric: 0,
@@ -196,7 +200,7 @@ fn behind(config: &Config) -> Vec<Ipv4Net> {
 }
 
 /// The discard port (RFC 863). Nobody hears at it: a VXLAN device opens its socket when it goes up.
-const ROOM_PORT: u16 = 9;
+const HEADROOM_PORT: u16 = 9;
 
 /// The next hop to a peer's containers: the network address of their subnet. No container has it,
 /// so it can stand for the host on the VXLAN device without taking an address from anybody.
@@ -208,7 +212,7 @@ fn route(peer: &Peer, destination: Ipv4Net, gateway: Ipv4Addr) -> OverlayRoute {
     OverlayRoute {
         destination,
         gateway: Some(next_hop(peer)),
-        device: Device::Vxlan,
+        device: OwnDevice::Vxlan,
         onlink: true,
         // The host itself speaks to remote containers as its own gateway, the only address of this
         // host that they have a route to.
@@ -292,7 +296,7 @@ pub(super) mod tests {
             OverlayRoute {
                 destination: "10.42.2.0/24".parse().expect("a network"),
                 gateway: Some(Ipv4Addr::new(10, 42, 2, 0)),
-                device: Device::Vxlan,
+                device: OwnDevice::Vxlan,
                 onlink: true,
                 source: Some(Ipv4Addr::new(10, 42, 1, 1)),
                 metric: 0,
@@ -328,9 +332,9 @@ pub(super) mod tests {
             (route.gateway, route.device)
         };
         let beta = Some(Ipv4Addr::new(10, 42, 2, 0));
-        assert_eq!(to(away), (beta, Device::Vxlan));
-        assert_eq!(to(third), (beta, Device::Vxlan));
-        assert_eq!(to(here), (None, Device::Bridge));
+        assert_eq!(to(away), (beta, OwnDevice::Vxlan));
+        assert_eq!(to(third), (beta, OwnDevice::Vxlan));
+        assert_eq!(to(here), (None, OwnDevice::Bridge));
         // Only where the containers here would ask for it on their link.
         assert_eq!(wanted.proxies, [away]);
         assert_eq!(wanted.neighbours.len(), 2);

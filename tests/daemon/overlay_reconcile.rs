@@ -248,7 +248,7 @@ fn teardown_leaves_no_trace_and_may_be_repeated() {
     for _ in 0..2 {
         host.block_on(|| async {
             let netlink = Netlink::new().expect("netlink");
-            let down = teardown(&netlink, &Sysctls::default(), liberal).await;
+            let down = teardown(&netlink, &Sysctls::default(), &wanted.names, liberal).await;
             down.expect("down");
         });
         assert_eq!(state(&host), before);

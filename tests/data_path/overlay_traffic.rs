@@ -13,8 +13,9 @@ use crate::namespaces::{
 };
 use ipnet::Ipv4Net;
 use oncache::{
+    container::devices::container_mac,
     netlink::{Netlink, PairEnd, PairKind},
-    overlay::{names::container_mac, wanted::WantedOverlay},
+    overlay::wanted::WantedOverlay,
 };
 
 /// Attaches a container made by hand.

@@ -100,5 +100,8 @@ pub fn try_apply(host: &Namespace, wanted: &WantedOverlay) -> Result<Vec<Step>, 
 /// Reconciles; returns the steps as text.
 pub fn apply(host: &Namespace, wanted: &WantedOverlay) -> Vec<String> {
     let steps = try_apply(host, wanted).expect("reconciled");
-    steps.iter().map(ToString::to_string).collect()
+    let text = steps
+        .iter()
+        .map(|step| step.named(&wanted.names).to_string());
+    text.collect()
 }

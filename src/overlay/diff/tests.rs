@@ -29,14 +29,14 @@ fn link(name: &str, kind: &str, mac: Mac) -> Link {
 fn settled(wanted: &WantedOverlay) -> Observed {
     let mut vxlan = link("oncache-vx0", "vxlan", wanted.vxlan.mac);
     vxlan.vxlan = Some(wanted.vxlan.parameters);
-    let mut room = link("oncache-room0", "vxlan", wanted.room.mac);
-    room.vxlan = Some(wanted.room.parameters);
-    room.up = false;
-    room.controller = Some(9);
+    let mut headroom = link("oncache-room0", "vxlan", wanted.headroom.mac);
+    headroom.vxlan = Some(wanted.headroom.parameters);
+    headroom.up = false;
+    headroom.controller = Some(9);
     Observed {
         bridge: Some(link("oncache0", "bridge", wanted.bridge.mac)),
         vxlan: Some(vxlan),
-        room: Some(room),
+        headroom: Some(headroom),
         addresses: vec![ObservedAddress {
             address: wanted.bridge.address,
             secondary: false,
@@ -77,7 +77,14 @@ fn mend(deviate: impl FnOnce(&mut Observed)) -> Vec<String> {
     let mut observed = settled(&wanted);
     deviate(&mut observed);
     let steps = diff(&wanted, &observed);
-    steps.iter().map(ToString::to_string).collect()
+    text(&wanted, &steps)
+}
+
+fn text(wanted: &WantedOverlay, steps: &[Step]) -> Vec<String> {
+    let text = steps
+        .iter()
+        .map(|step| step.named(&wanted.names).to_string());
+    text.collect()
 }
 
 fn edit(link: &mut Option<Link>, change: impl FnOnce(&mut Link)) {
@@ -96,10 +103,7 @@ fn an_empty_host_gets_everything_in_order() {
         ipv6: true,
         ..Observed::default()
     };
-    let steps: Vec<String> = diff(&wanted, &observed)
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let steps = text(&wanted, &diff(&wanted, &observed));
     assert_eq!(
         steps,
         [
@@ -135,21 +139,21 @@ fn an_empty_host_gets_everything_in_order() {
 fn the_device_that_carries_nothing_is_a_port_and_down() {
     let join = "make oncache-room0 a port of oncache0";
     let create = "create VXLAN device oncache-room0, to stay down";
-    assert_eq!(mend(|host| host.room = None), [create, join]);
+    assert_eq!(mend(|host| host.headroom = None), [create, join]);
     assert_eq!(
-        mend(|host| edit(&mut host.room, |link| link.controller = None)),
+        mend(|host| edit(&mut host.headroom, |link| link.controller = None)),
         [join]
     );
     assert_eq!(
-        mend(|host| edit(&mut host.room, |link| link.controller = Some(77))),
+        mend(|host| edit(&mut host.headroom, |link| link.controller = Some(77))),
         [join]
     );
     assert_eq!(
-        mend(|host| edit(&mut host.room, |link| link.up = true)),
+        mend(|host| edit(&mut host.headroom, |link| link.up = true)),
         ["delete device oncache-room0", create, join]
     );
     assert_eq!(
-        mend(|host| edit(&mut host.room, |link| link.vxlan = None)),
+        mend(|host| edit(&mut host.headroom, |link| link.vxlan = None)),
         ["delete device oncache-room0", create, join]
     );
 }
@@ -400,10 +404,8 @@ fn an_address_that_has_moved_gets_a_route_and_then_a_proxy() {
     let away = Ipv4Addr::new(10, 42, 1, 7);
     config.peers[1].moved = vec![away];
     let moved = WantedOverlay::new(&config, MARKS);
-    let text =
-        |steps: Vec<Step>| -> Vec<String> { steps.iter().map(ToString::to_string).collect() };
     assert_eq!(
-        text(diff(&moved, &before)),
+        text(&moved, &diff(&moved, &before)),
         [
             "add route 10.42.1.7/32 via 10.42.3.0 dev oncache-vx0",
             "add proxy neighbour 10.42.1.7 dev oncache0",
@@ -412,7 +414,7 @@ fn an_address_that_has_moved_gets_a_route_and_then_a_proxy() {
         ]
     );
     assert_eq!(
-        text(diff(&wanted(), &settled(&moved))),
+        text(&moved, &diff(&wanted(), &settled(&moved))),
         [
             "delete route 10.42.1.7/32 dev oncache-vx0",
             "delete proxy neighbour 10.42.1.7 dev oncache0",
@@ -421,7 +423,7 @@ fn an_address_that_has_moved_gets_a_route_and_then_a_proxy() {
     );
     let mut without_bridge = settled(&moved);
     without_bridge.bridge = None;
-    let steps = text(diff(&moved, &without_bridge));
+    let steps = text(&moved, &diff(&moved, &without_bridge));
     assert!(
         steps.contains(&"add proxy neighbour 10.42.1.7 dev oncache0".to_owned()),
         "{steps:#?}"
