@@ -2,8 +2,11 @@
 //!
 //! The library face of the `oncache` binary, so that tests can use its pieces. The module tree is
 //! the architecture (docs/architecture.md): arrows point down, from [`cli`] to the rims
-//! [`netlink`] and [`datapath`], which know nothing of policy.
+//! [`netlink`] and [`datapath`], which know nothing of policy. The tests in `architecture.rs` say which
+//! way is down.
 
+#[cfg(test)]
+mod architecture;
 pub mod cli;
 pub mod coherence;
 pub mod config;
