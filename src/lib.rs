@@ -5,6 +5,7 @@
 //! [`netlink`] and [`datapath`], which know nothing of policy. The tests in `architecture.rs` say which
 //! way is down.
 
+pub mod allocator;
 #[cfg(test)]
 mod architecture;
 pub mod cli;
@@ -15,7 +16,6 @@ pub mod control;
 pub mod daemon;
 pub mod datapath;
 pub mod log;
-pub mod memory;
 pub mod netlink;
 pub mod overlay;
 pub mod peers;

@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[derive(Debug, clap::Subcommand)]
-pub enum Container {
+pub enum ContainerCommand {
     /// Connect a container to the overlay
     ///
     /// Without --netns a network namespace is made at /run/netns/NAME, as `ip netns add` does, and
@@ -56,7 +56,7 @@ pub enum Container {
     },
 }
 
-impl Container {
+impl ContainerCommand {
     pub async fn run(self, client: &Client) -> anyhow::Result<()> {
         match self {
             Self::Add {

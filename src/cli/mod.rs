@@ -17,9 +17,9 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 use crate::{
-    control,
+    allocator, control,
     control::{api::NotCarried, client::Client},
-    daemon, memory,
+    daemon,
     shown::{LINE, VALUE, cut, cut_words},
 };
 
@@ -62,7 +62,7 @@ enum Command {
     Status(status::Status),
     /// Add, delete and list containers
     #[command(subcommand)]
-    Container(container::Container),
+    Container(container::ContainerCommand),
     /// Show or flush the caches
     #[command(subcommand)]
     Cache(cache::Cache),
@@ -86,7 +86,7 @@ pub fn main() -> ExitCode {
         Err(misuse) => return refuse(&misuse),
     };
     if matches!(arguments.command, Command::Run(_)) {
-        memory::be_frugal();
+        allocator::be_frugal();
     }
     match run_command(arguments) {
         Ok(code) => code,

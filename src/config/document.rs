@@ -41,10 +41,10 @@ fn refuse_syntax(errors: &[SyntaxError], text: &str, lines: &LineIndex, faults: 
         let source = text.lines().nth(line - 1).unwrap_or_default().trim();
         // The parser's words may be on several lines; ours never are.
         let words: Vec<&str> = error.message().split_whitespace().collect();
-        let refusal = refuse(
+        let fault = refuse(
             format!("not valid TOML: {}", words.join(" ")),
             "correct this line",
         );
-        faults.value(line, "syntax", source, &refusal);
+        faults.value(line, "syntax", source, &fault);
     }
 }

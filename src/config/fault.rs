@@ -35,14 +35,14 @@ fn one_a_line(errors: &[ConfigError]) -> String {
 
 /// Why a value is refused, and what to do about it.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct Fault {
     pub(super) why: String,
     pub(super) remedy: String,
 }
 
-/// A [`Refusal`] of the given reason and remedy.
-pub(super) fn refuse(why: impl Into<String>, remedy: impl Into<String>) -> Refusal {
-    Refusal {
+/// A [`Fault`] of the given reason and remedy.
+pub(super) fn refuse(why: impl Into<String>, remedy: impl Into<String>) -> Fault {
+    Fault {
         why: why.into(),
         remedy: remedy.into(),
     }
@@ -64,19 +64,19 @@ impl Faults {
 
     /// Notes that `value` of `key` is refused. The value is quoted, cut and escaped, so that the
     /// message stays one line of a sensible length whatever the file holds.
-    pub(super) fn value(&mut self, line: usize, key: &str, value: &str, refusal: &Refusal) {
+    pub(super) fn value(&mut self, line: usize, key: &str, value: &str, fault: &Fault) {
         let (key, value) = (cut(key, VALUE), cut(value, VALUE));
-        self.push(Some(line), &format!("{key} {value:?}: "), refusal);
+        self.push(Some(line), &format!("{key} {value:?}: "), fault);
     }
 
     /// Notes a fault of `key` that no single value can be blamed for.
-    pub(super) fn key(&mut self, line: usize, key: &str, refusal: &Refusal) {
-        self.push(Some(line), &format!("{}: ", cut(key, VALUE)), refusal);
+    pub(super) fn key(&mut self, line: usize, key: &str, fault: &Fault) {
+        self.push(Some(line), &format!("{}: ", cut(key, VALUE)), fault);
     }
 
     /// Notes a fault of the file as a whole.
-    pub(super) fn file(&mut self, refusal: &Refusal) {
-        self.push(None, "", refusal);
+    pub(super) fn file(&mut self, fault: &Fault) {
+        self.push(None, "", fault);
     }
 
     /// What `result` holds, or nothing and its faults among these.
@@ -100,11 +100,11 @@ impl Faults {
         ConfigErrors(self.found)
     }
 
-    fn push(&mut self, line: Option<usize>, subject: &str, refusal: &Refusal) {
+    fn push(&mut self, line: Option<usize>, subject: &str, fault: &Fault) {
         // They may quote in turn.
         let (why, remedy) = (
-            cut_words(&refusal.why, VALUE),
-            cut_words(&refusal.remedy, VALUE),
+            cut_words(&fault.why, VALUE),
+            cut_words(&fault.remedy, VALUE),
         );
         let (why, remedy) = (cut(&why, PATH * 2), cut(&remedy, PATH * 2));
         self.found.push(ConfigError {

@@ -46,7 +46,7 @@ pub struct Config {
     /// The other hosts, in the order of the file.
     pub peers: Vec<Peer>,
     /// The containers' devices.
-    pub container: Container,
+    pub container: Containers,
     /// The fast path.
     pub cache: Cache,
     /// The network policy, in the order of the file.
@@ -171,22 +171,39 @@ impl Config {
 
 /// How containers are connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Container {
-    /// What device pair a new container gets; those that are there keep theirs.
-    pub device: ContainerDevice,
+pub struct Containers {
+    /// What device pair a new container gets, if the file says so; those that are there keep theirs.
+    #[serde(serialize_with = "device_as_text")]
+    pub device: Option<PairKind>,
 }
 
-/// A container's device pair.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ContainerDevice {
-    /// veth, until netkit has proven itself on more kernels.
-    #[default]
-    Auto,
+impl Containers {
+    /// What device pair a new container gets: veth, until netkit has proven itself on more kernels. The
+    /// choice of the kernel that a host happens to run is not left to `auto`: see docs/adr/027.
+    #[must_use]
+    pub fn pair_kind(&self) -> PairKind {
+        self.device.unwrap_or(PairKind::Veth)
+    }
+}
+
+/// What drives a pair of devices, of which each gets what the other one sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PairKind {
     /// veth.
     Veth,
-    /// netkit (Linux 6.7): `egress` runs where the container sends, a queue earlier.
+    /// netkit (Linux 6.7): programs can run where the far end sends, a queue earlier.
     Netkit,
+}
+
+impl PairKind {
+    /// The driver's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Veth => "veth",
+            Self::Netkit => "netkit",
+        }
+    }
 }
 
 /// The fast path.
@@ -244,6 +261,13 @@ fn mac_as_text<S: Serializer>(mac: &[u8; 6], serializer: S) -> Result<S::Ok, S::
     serializer.collect_str(&format_args!(
         "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"
     ))
+}
+
+fn device_as_text<S: Serializer>(
+    device: &Option<PairKind>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(device.map_or("auto", PairKind::name))
 }
 
 fn lease_as_text<S: Serializer>(lease: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::fault::{Faults, Refusal, refuse};
+use super::fault::{Fault, Faults, refuse};
 use super::table::{At, Table};
 use super::value::{self, Mtu};
 
@@ -67,12 +67,12 @@ pub(super) fn check_overlay(overlay: &OverlayDraft, faults: &mut Faults) {
     if let (Some(subnet), Some(network)) = (&overlay.subnet, &overlay.network)
         && !network.value.contains(&subnet.value)
     {
-        let refusal = outside_network(network);
+        let fault = outside_network(network);
         faults.value(
             subnet.line,
             "overlay.subnet",
             &subnet.value.to_string(),
-            &refusal,
+            &fault,
         );
     }
 }
@@ -84,18 +84,18 @@ pub(super) fn check_node_address(
     faults: &mut Faults,
 ) {
     if network.value.contains(&address.value) {
-        let refusal = inside_network(network);
+        let fault = inside_network(network);
         faults.value(
             address.line,
             "node.address",
             &address.value.to_string(),
-            &refusal,
+            &fault,
         );
     }
 }
 
 /// A subnet is no part of the network.
-pub(super) fn outside_network(At { value, line }: &At<impl Display>) -> Refusal {
+pub(super) fn outside_network(At { value, line }: &At<impl Display>) -> Fault {
     refuse(
         format!("not inside overlay.network {value} (line {line})"),
         "use a part of that network, or widen it on every host",
@@ -103,7 +103,7 @@ pub(super) fn outside_network(At { value, line }: &At<impl Display>) -> Refusal 
 }
 
 /// A host's address is one of the network's.
-pub(super) fn inside_network(At { value, line }: &At<impl Display>) -> Refusal {
+pub(super) fn inside_network(At { value, line }: &At<impl Display>) -> Fault {
     refuse(
         format!("an underlay address inside overlay.network {value} (line {line})"),
         "use an overlay network that no host has an address in",

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::consistency::{Clash, LocalNetwork, PartialPeer, PeerValue, check};
-use super::fault::{Faults, Refusal, refuse};
+use super::fault::{Fault, Faults, refuse};
 use super::overlay::{inside_network, outside_network};
 use super::table::{At, Table};
 use super::{Peer, value};
@@ -173,10 +173,10 @@ impl<'a> Placed<'a> {
             PeerValue::Subnet => (lines.subnet, "peers.subnet", shown(peer.subnet)),
             PeerValue::Moved(nth) => (lines.moved[nth], "peers.moved", shown(peer.moved.get(nth))),
         };
-        faults.value(line, key, &value, &self.refusal(index, clash));
+        faults.value(line, key, &value, &self.words(index, clash));
     }
 
-    fn refusal(&self, index: usize, clash: &Clash) -> Refusal {
+    fn words(&self, index: usize, clash: &Clash) -> Fault {
         const ONLY_CONTAINERS: &str = "only containers' addresses move";
         let network = || At {
             value: shown(self.here.network),
@@ -244,7 +244,7 @@ fn shown(value: Option<impl ToString>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()
 }
 
-fn overlapping(key: &str, subnet: &str, line: usize) -> Refusal {
+fn overlapping(key: &str, subnet: &str, line: usize) -> Fault {
     refuse(
         format!("overlaps {key} {subnet} (line {line})"),
         "give every host its own subnet",

@@ -5,11 +5,11 @@ use std::path::Path;
 use toml::de::DeValue;
 
 use super::document::with_document;
-use super::fault::{ConfigErrors, Faults, Refusal, refuse};
+use super::fault::{ConfigErrors, Fault, Faults, refuse};
 use super::rule::{Action, Party, PortRange, Protocol, Rule, RuleError, check_ports};
 use super::table::Table;
 
-impl From<RuleError> for Refusal {
+impl From<RuleError> for Fault {
     fn from(error: RuleError) -> Self {
         refuse(error.why, error.remedy)
     }
@@ -67,11 +67,11 @@ fn read_rule(table: &Table<'_>, faults: &mut Faults) -> Option<Rule> {
             faults.key(ports.line, "policy.ports", &error.into());
         }
         if ports.value.is_empty() {
-            let refusal = refuse(
+            let fault = refuse(
                 "an empty list matches nothing",
                 "name a port, or remove the line for all ports",
             );
-            faults.key(ports.line, "policy.ports", &refusal);
+            faults.key(ports.line, "policy.ports", &fault);
         }
     }
     Some(Rule {
@@ -83,7 +83,7 @@ fn read_rule(table: &Table<'_>, faults: &mut Faults) -> Option<Rule> {
     })
 }
 
-fn action(value: &DeValue<'_>) -> Result<Action, Refusal> {
+fn action(value: &DeValue<'_>) -> Result<Action, Fault> {
     match value.as_str() {
         Some("allow") => Ok(Action::Allow),
         Some("deny") => Ok(Action::Deny),
@@ -91,7 +91,7 @@ fn action(value: &DeValue<'_>) -> Result<Action, Refusal> {
     }
 }
 
-fn party(value: &DeValue<'_>) -> Result<Party, Refusal> {
+fn party(value: &DeValue<'_>) -> Result<Party, Fault> {
     let text = value.as_str().ok_or_else(|| {
         refuse(
             "must be a string",
@@ -101,7 +101,7 @@ fn party(value: &DeValue<'_>) -> Result<Party, Refusal> {
     Ok(text.parse::<Party>()?)
 }
 
-fn protocol(value: &DeValue<'_>) -> Result<Protocol, Refusal> {
+fn protocol(value: &DeValue<'_>) -> Result<Protocol, Fault> {
     match value.as_str() {
         Some("tcp") => Ok(Protocol::Tcp),
         Some("udp") => Ok(Protocol::Udp),
@@ -113,7 +113,7 @@ fn protocol(value: &DeValue<'_>) -> Result<Protocol, Refusal> {
     }
 }
 
-fn port_range(value: &DeValue<'_>) -> Result<PortRange, Refusal> {
+fn port_range(value: &DeValue<'_>) -> Result<PortRange, Fault> {
     let text = match value {
         DeValue::String(text) => text.to_string(),
         DeValue::Integer(number) if number.radix() == 10 => number.as_str().to_owned(),

@@ -118,11 +118,11 @@ impl ConfigFile {
         }
         let hostname = &facts.hostname;
         if let Err(why) = value::check_name(hostname) {
-            let refusal = refuse(
+            let fault = refuse(
                 format!("the host's name will not do: {why}"),
                 "set node.name",
             );
-            faults.value(self.node.line, "node.name", hostname, &refusal);
+            faults.value(self.node.line, "node.name", hostname, &fault);
             return None;
         }
         Some(hostname.clone())
@@ -137,11 +137,11 @@ impl ConfigFile {
             (Some(underlay), _) => (&underlay.value, underlay.line),
             (None, Some(device)) => (device, self.node.line),
             (None, None) => {
-                let refusal = refuse(
+                let fault = refuse(
                     "not given, and there is no default route to tell it by",
                     format!("set node.underlay to one of: {}", names(facts)),
                 );
-                faults.key(self.node.line, "node.underlay", &refusal);
+                faults.key(self.node.line, "node.underlay", &fault);
                 return None;
             }
         };
@@ -187,12 +187,12 @@ impl ConfigFile {
         } else {
             format!("use one of: {}", addresses(device))
         };
-        let refusal = refuse(format!("not an address of {}", device.name), remedy);
+        let fault = refuse(format!("not an address of {}", device.name), remedy);
         faults.value(
             address.line,
             "node.address",
             &address.value.to_string(),
-            &refusal,
+            &fault,
         );
         None
     }
@@ -209,7 +209,7 @@ impl ConfigFile {
             .as_ref()
             .map_or(self.node.line, |underlay| underlay.line);
         let Some(address) = chosen.or_else(|| device.own_address()) else {
-            let refusal = if device.ipv4.is_empty() {
+            let fault = if device.ipv4.is_empty() {
                 let remedy = format!("give {} one, or name another device", device.name);
                 refuse("the device has no IPv4 address", remedy)
             } else {
@@ -219,17 +219,17 @@ impl ConfigFile {
                 );
                 refuse(what, "set node.address to the one that is this host's")
             };
-            faults.value(line, "node.underlay", &device.name, &refusal);
+            faults.value(line, "node.underlay", &device.name, &fault);
             return None;
         };
         if let Some(kind) = value::not_unicast(address) {
-            let refusal = refuse(
+            let fault = refuse(
                 format!(
                     "the device's first address {address} is {kind}, not the address of a host"
                 ),
                 "set node.address, or name another device",
             );
-            faults.value(line, "node.underlay", &device.name, &refusal);
+            faults.value(line, "node.underlay", &device.name, &fault);
             return None;
         }
         let at = At {
@@ -246,7 +246,7 @@ impl ConfigFile {
         let largest = underlay_mtu.saturating_sub(VXLAN_OVERHEAD);
         let asked = &self.overlay.mtu;
         if largest < MTU_MIN {
-            let refusal = refuse(
+            let fault = refuse(
                 format!(
                     "underlay MTU {} of {} is too small: less {VXLAN_OVERHEAD} for VXLAN it \
                      leaves {largest}, IPv4 needs {MTU_MIN}",
@@ -254,12 +254,12 @@ impl ConfigFile {
                 ),
                 format!("raise it to at least {}", MTU_MIN + VXLAN_OVERHEAD),
             );
-            faults.value(asked.line, "overlay.mtu", &mtu_text(asked.value), &refusal);
+            faults.value(asked.line, "overlay.mtu", &mtu_text(asked.value), &fault);
             return None;
         }
         match asked.value {
             Mtu::Bytes(bytes) if bytes > largest => {
-                let refusal = refuse(
+                let fault = refuse(
                     format!(
                         "larger than {largest}, what underlay MTU {} of {} leaves after \
                          {VXLAN_OVERHEAD} for VXLAN",
@@ -267,7 +267,7 @@ impl ConfigFile {
                     ),
                     format!("write \"auto\" or at most {largest}"),
                 );
-                faults.value(asked.line, "overlay.mtu", &bytes.to_string(), &refusal);
+                faults.value(asked.line, "overlay.mtu", &bytes.to_string(), &fault);
                 None
             }
             Mtu::Bytes(bytes) => Some(bytes),
@@ -284,11 +284,11 @@ impl ConfigFile {
                 .underlay
                 .as_ref()
                 .map_or(self.node.line, |underlay| underlay.line);
-            let refusal = refuse(
+            let fault = refuse(
                 "the device has no MAC address, and the fast path needs Ethernet",
                 "name an Ethernet device, or set cache.enabled = false",
             );
-            faults.value(line, "node.underlay", &device.name, &refusal);
+            faults.value(line, "node.underlay", &device.name, &fault);
         }
     }
 }

@@ -15,7 +15,7 @@ use super::policy::read_rules;
 use super::rule::Rule;
 use super::table::{At, Table};
 use super::value;
-use super::{Attach, Cache, Container, Log, MarkMask};
+use super::{Attach, Cache, Containers, Log, MarkMask};
 
 /// A configuration file that is right as far as the text alone can tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +24,7 @@ pub struct ConfigFile {
     pub(super) node: NodeSection,
     pub(super) overlay: OverlaySection,
     pub(super) peers: Vec<PeerSection>,
-    pub(super) container: Container,
+    pub(super) container: Containers,
     pub(super) cache: Cache,
     pub(super) policy: Vec<Rule>,
     pub(super) log: Log,
@@ -143,14 +143,14 @@ fn read_node(file: &Table<'_>, faults: &mut Faults) -> NodeSection {
     }
 }
 
-fn read_container(file: &Table<'_>, faults: &mut Faults) -> Container {
+fn read_container(file: &Table<'_>, faults: &mut Faults) -> Containers {
     let Some(table) = file.table("container", faults) else {
-        return Container::default();
+        return Containers::default();
     };
     table.refuse_unknown(&["device"], faults);
     let device = table.optional("device", value::container_device, faults);
-    Container {
-        device: device.map(|device| device.value).unwrap_or_default(),
+    Containers {
+        device: device.and_then(|device| device.value),
     }
 }
 

@@ -6,7 +6,7 @@
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::fault::{Faults, Refusal, refuse};
+use super::fault::{Fault, Faults, refuse};
 
 /// A value and the line it stands on.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,7 +61,7 @@ impl<'a> Table<'a> {
         &self,
         key: &str,
         example: &str,
-        read: impl FnOnce(&DeValue<'_>) -> Result<T, Refusal>,
+        read: impl FnOnce(&DeValue<'_>) -> Result<T, Fault>,
         faults: &mut Faults,
     ) -> Option<At<T>> {
         let missing = refuse("missing", format!("add a line such as {example}"));
@@ -73,15 +73,15 @@ impl<'a> Table<'a> {
     pub(super) fn optional<T>(
         &self,
         key: &str,
-        read: impl FnOnce(&DeValue<'_>) -> Result<T, Refusal>,
+        read: impl FnOnce(&DeValue<'_>) -> Result<T, Fault>,
         faults: &mut Faults,
     ) -> Option<At<T>> {
         let (_, value) = self.find(key)?;
         let line = self.lines.line_of(value.span().start);
         match read(value.get_ref()) {
             Ok(value) => Some(At { value, line }),
-            Err(refusal) => {
-                self.refuse(line, key, value.get_ref(), &refusal, faults);
+            Err(fault) => {
+                self.refuse(line, key, value.get_ref(), &fault, faults);
                 None
             }
         }
@@ -92,15 +92,15 @@ impl<'a> Table<'a> {
     pub(super) fn elements<T>(
         &self,
         key: &str,
-        read: impl Fn(&DeValue<'_>) -> Result<T, Refusal>,
+        read: impl Fn(&DeValue<'_>) -> Result<T, Fault>,
         faults: &mut Faults,
     ) -> Vec<At<T>> {
         let Some((line, value)) = self.find(key) else {
             return Vec::new();
         };
         let DeValue::Array(elements) = value.get_ref() else {
-            let refusal = refuse("must be an array", format!("write {key} = [ ... ]"));
-            self.refuse(line, key, value.get_ref(), &refusal, faults);
+            let fault = refuse("must be an array", format!("write {key} = [ ... ]"));
+            self.refuse(line, key, value.get_ref(), &fault, faults);
             return Vec::new();
         };
         let mut read_elements = Vec::new();
@@ -108,7 +108,7 @@ impl<'a> Table<'a> {
             let line = self.lines.line_of(element.span().start);
             match read(element.get_ref()) {
                 Ok(value) => read_elements.push(At { value, line }),
-                Err(refusal) => self.refuse(line, key, element.get_ref(), &refusal, faults),
+                Err(fault) => self.refuse(line, key, element.get_ref(), &fault, faults),
             }
         }
         read_elements
@@ -118,8 +118,8 @@ impl<'a> Table<'a> {
     pub(super) fn table(&self, key: &'static str, faults: &mut Faults) -> Option<Table<'a>> {
         let (line, value) = self.find(key)?;
         let DeValue::Table(entries) = value.get_ref() else {
-            let refusal = refuse("must be a table", format!("write [{key}]"));
-            self.refuse(line, key, value.get_ref(), &refusal, faults);
+            let fault = refuse("must be a table", format!("write [{key}]"));
+            self.refuse(line, key, value.get_ref(), &fault, faults);
             return None;
         };
         Some(self.below(key, line, entries))
@@ -130,9 +130,9 @@ impl<'a> Table<'a> {
         let Some((line, value)) = self.find(key) else {
             return Vec::new();
         };
-        let refusal = refuse("must be an array of tables", format!("write [[{key}]]"));
+        let fault = refuse("must be an array of tables", format!("write [[{key}]]"));
         let DeValue::Array(elements) = value.get_ref() else {
-            self.refuse(line, key, value.get_ref(), &refusal, faults);
+            self.refuse(line, key, value.get_ref(), &fault, faults);
             return Vec::new();
         };
         let mut tables = Vec::new();
@@ -140,7 +140,7 @@ impl<'a> Table<'a> {
             let line = self.lines.line_of(element.span().start);
             match element.get_ref() {
                 DeValue::Table(entries) => tables.push(self.below(key, line, entries)),
-                other => self.refuse(line, key, other, &refusal, faults),
+                other => self.refuse(line, key, other, &fault, faults),
             }
         }
         tables
@@ -153,22 +153,22 @@ impl<'a> Table<'a> {
         &self,
         key: &str,
         example: &str,
-        read: impl Fn(&DeValue<'_>) -> Result<T, Refusal>,
+        read: impl Fn(&DeValue<'_>) -> Result<T, Fault>,
         faults: &mut Faults,
     ) -> Option<At<Vec<T>>> {
         let (line, value) = self.find(key)?;
         let DeValue::Array(elements) = value.get_ref() else {
-            let refusal = refuse("must be an array", format!("write {example}"));
-            self.refuse(line, key, value.get_ref(), &refusal, faults);
+            let fault = refuse("must be an array", format!("write {example}"));
+            self.refuse(line, key, value.get_ref(), &fault, faults);
             return None;
         };
         let mut list = Vec::new();
         for element in elements.iter() {
             match read(element.get_ref()) {
                 Ok(value) => list.push(value),
-                Err(refusal) => {
+                Err(fault) => {
                     let line = self.lines.line_of(element.span().start);
-                    self.refuse(line, key, element.get_ref(), &refusal, faults);
+                    self.refuse(line, key, element.get_ref(), &fault, faults);
                 }
             }
         }
@@ -191,23 +191,23 @@ impl<'a> Table<'a> {
                     None => format!("remove it; valid here: {}", valid.join(", ")),
                 };
                 let line = self.lines.line_of(key.span().start);
-                let refusal = refuse("unknown key", remedy);
-                self.refuse(line, name, value.get_ref(), &refusal, faults);
+                let fault = refuse("unknown key", remedy);
+                self.refuse(line, name, value.get_ref(), &fault, faults);
             }
         }
     }
 
     /// A fault if `key` is there at all.
-    pub(super) fn refuse_present(&self, key: &str, refusal: &Refusal, faults: &mut Faults) {
+    pub(super) fn refuse_present(&self, key: &str, fault: &Fault, faults: &mut Faults) {
         if let Some((line, _)) = self.find(key) {
-            faults.key(line, &self.qualified(key), refusal);
+            faults.key(line, &self.qualified(key), fault);
         }
     }
 
     /// A fault if `key` is not there at all.
-    pub(super) fn refuse_absent(&self, key: &str, refusal: &Refusal, faults: &mut Faults) {
+    pub(super) fn refuse_absent(&self, key: &str, fault: &Fault, faults: &mut Faults) {
         if self.find(key).is_none() {
-            faults.key(self.line, &self.qualified(key), refusal);
+            faults.key(self.line, &self.qualified(key), fault);
         }
     }
 
@@ -249,13 +249,13 @@ impl<'a> Table<'a> {
         line: usize,
         key: &str,
         value: &DeValue<'_>,
-        refusal: &Refusal,
+        fault: &Fault,
         faults: &mut Faults,
     ) {
         let key = self.qualified(key);
         match shown(value) {
-            Some(value) => faults.value(line, &key, &value, refusal),
-            None => faults.key(line, &key, refusal),
+            Some(value) => faults.value(line, &key, &value, fault),
+            None => faults.key(line, &key, fault),
         }
     }
 }

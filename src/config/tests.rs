@@ -126,7 +126,7 @@ fn a_good_file_resolves_to_what_it_says() {
             peer("beta", 12, "10.42.2.0/24"),
             peer("gamma", 13, "10.42.3.0/24"),
         ],
-        container: Container::default(),
+        container: Containers::default(),
         cache: Cache {
             enabled: true,
             flows: 65536,
@@ -161,7 +161,7 @@ fn the_least_file_takes_its_defaults_from_the_host() {
     assert_eq!(config.cache.lease, Duration::from_secs(30));
     assert_eq!(config.cache.mark_mask.bits(), 0x0fff_0000);
     assert_eq!(config.cache.attach, Attach::Auto);
-    assert_eq!(config.container.device, ContainerDevice::Auto);
+    assert_eq!(config.container, Containers { device: None });
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::time::Duration;
 use ipnet::{Ipv4Net, Ipv6Net};
 use toml::de::DeValue;
 
-use super::fault::{Refusal, refuse};
-use super::{Attach, ContainerDevice, LogLevel, MarkMask};
+use super::fault::{Fault, refuse};
+use super::{Attach, LogLevel, MarkMask, PairKind};
 
 /// Longest interface name: `IFNAMSIZ` (16) less the terminating zero, include/uapi/linux/if.h.
 const INTERFACE_NAME_MAX: usize = 15;
@@ -50,14 +50,14 @@ pub(super) enum Mtu {
 }
 
 /// The text of a string value.
-fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, Refusal> {
+fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, Fault> {
     value
         .as_str()
         .ok_or_else(|| refuse("must be a string", "put it between quotes"))
 }
 
 /// A whole number within `range`; `bound` says where the range comes from.
-fn integer(value: &DeValue<'_>, range: RangeInclusive<u32>, bound: &str) -> Result<u32, Refusal> {
+fn integer(value: &DeValue<'_>, range: RangeInclusive<u32>, bound: &str) -> Result<u32, Fault> {
     let number = value.as_integer().ok_or_else(|| {
         refuse(
             "must be an integer",
@@ -77,26 +77,26 @@ fn integer(value: &DeValue<'_>, range: RangeInclusive<u32>, bound: &str) -> Resu
 }
 
 /// `true` or `false`.
-pub(super) fn boolean(value: &DeValue<'_>) -> Result<bool, Refusal> {
+pub(super) fn boolean(value: &DeValue<'_>) -> Result<bool, Fault> {
     value
         .as_bool()
         .ok_or_else(|| refuse("must be a boolean", "write true or false, without quotes"))
 }
 
 /// A VXLAN network identifier.
-pub(super) fn vni(value: &DeValue<'_>) -> Result<u32, Refusal> {
+pub(super) fn vni(value: &DeValue<'_>) -> Result<u32, Fault> {
     integer(value, 1..=0xff_ffff, "a VNI has 24 bits (RFC 7348)")
 }
 
 /// A UDP port.
-pub(super) fn port(value: &DeValue<'_>) -> Result<u16, Refusal> {
+pub(super) fn port(value: &DeValue<'_>) -> Result<u16, Fault> {
     const BOUND: &str = "a UDP port has 16 bits and is not 0";
     let port = integer(value, 1..=u32::from(u16::MAX), BOUND)?;
     u16::try_from(port).map_err(|_| refuse(BOUND, "write 1 to 65535"))
 }
 
 /// Entries of the filter cache.
-pub(super) fn flows(value: &DeValue<'_>) -> Result<u32, Refusal> {
+pub(super) fn flows(value: &DeValue<'_>) -> Result<u32, Fault> {
     integer(
         value,
         64..=16_777_216,
@@ -105,7 +105,7 @@ pub(super) fn flows(value: &DeValue<'_>) -> Result<u32, Refusal> {
 }
 
 /// The name of a node, a peer or a container.
-pub(super) fn name(value: &DeValue<'_>) -> Result<String, Refusal> {
+pub(super) fn name(value: &DeValue<'_>) -> Result<String, Fault> {
     let name = text(value)?;
     check_name(name).map_err(|why| {
         refuse(
@@ -140,7 +140,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
 }
 
 /// The name of a network device, by the rules of `dev_valid_name` (net/core/dev.c).
-pub(super) fn interface(value: &DeValue<'_>) -> Result<String, Refusal> {
+pub(super) fn interface(value: &DeValue<'_>) -> Result<String, Fault> {
     const REMEDY: &str = "name a device as `ip link` lists it";
     let name = text(value)?;
     if name.len() > INTERFACE_NAME_MAX {
@@ -158,7 +158,7 @@ pub(super) fn interface(value: &DeValue<'_>) -> Result<String, Refusal> {
 }
 
 /// The IPv4 address of a host on the underlay.
-pub(super) fn underlay_address(value: &DeValue<'_>) -> Result<Ipv4Addr, Refusal> {
+pub(super) fn underlay_address(value: &DeValue<'_>) -> Result<Ipv4Addr, Fault> {
     let address = address(value)?;
     match not_unicast(address) {
         Some(kind) => Err(refuse(
@@ -170,11 +170,11 @@ pub(super) fn underlay_address(value: &DeValue<'_>) -> Result<Ipv4Addr, Refusal>
 }
 
 /// The IPv4 address of a container; where it may lie is for other values to say.
-pub(super) fn container_address(value: &DeValue<'_>) -> Result<Ipv4Addr, Refusal> {
+pub(super) fn container_address(value: &DeValue<'_>) -> Result<Ipv4Addr, Fault> {
     address(value)
 }
 
-fn address(value: &DeValue<'_>) -> Result<Ipv4Addr, Refusal> {
+fn address(value: &DeValue<'_>) -> Result<Ipv4Addr, Fault> {
     let text = text(value)?;
     text.parse().map_err(|_| {
         if text.parse::<Ipv6Addr>().is_ok() {
@@ -198,7 +198,7 @@ pub(super) fn not_unicast(address: Ipv4Addr) -> Option<&'static str> {
 }
 
 /// An IPv4 network that containers can live in: no host bits, no special addresses.
-pub(super) fn network(value: &DeValue<'_>) -> Result<Ipv4Net, Refusal> {
+pub(super) fn network(value: &DeValue<'_>) -> Result<Ipv4Net, Fault> {
     let text = text(value)?;
     let net: Ipv4Net = text.parse().map_err(|_| {
         if text.parse::<Ipv6Net>().is_ok() {
@@ -230,7 +230,7 @@ pub(super) fn network(value: &DeValue<'_>) -> Result<Ipv4Net, Refusal> {
 }
 
 /// One host's share of the overlay network.
-pub(super) fn subnet(value: &DeValue<'_>) -> Result<Ipv4Net, Refusal> {
+pub(super) fn subnet(value: &DeValue<'_>) -> Result<Ipv4Net, Fault> {
     let net = network(value)?;
     if net.prefix_len() > SUBNET_PREFIX_MAX {
         return Err(refuse(
@@ -266,7 +266,7 @@ pub(super) fn overlap(one: &Ipv4Net, other: &Ipv4Net) -> bool {
 }
 
 /// `"auto"` or a number of bytes; whether it fits the underlay is for the host to say.
-pub(super) fn mtu(value: &DeValue<'_>) -> Result<Mtu, Refusal> {
+pub(super) fn mtu(value: &DeValue<'_>) -> Result<Mtu, Fault> {
     let limits = MTU_MIN..=u32::from(u16::MAX);
     match value {
         DeValue::Integer(_) => integer(
@@ -284,7 +284,7 @@ pub(super) fn mtu(value: &DeValue<'_>) -> Result<Mtu, Refusal> {
 }
 
 /// How long a cache entry serves.
-pub(super) fn lease(value: &DeValue<'_>) -> Result<Duration, Refusal> {
+pub(super) fn lease(value: &DeValue<'_>) -> Result<Duration, Fault> {
     let lease =
         parse_lease(text(value)?).ok_or_else(|| refuse("not a length of time", LEASE_REMEDY))?;
     if !LEASE.contains(&lease) {
@@ -320,7 +320,7 @@ pub(super) fn lease_text(lease: Duration) -> String {
 }
 
 /// The bits of `skb->mark` that are oncache's.
-pub(super) fn mark_mask(value: &DeValue<'_>) -> Result<MarkMask, Refusal> {
+pub(super) fn mark_mask(value: &DeValue<'_>) -> Result<MarkMask, Fault> {
     const REMEDY: &str = "use one run of at least 8 bits, such as \"0x0fff0000\"";
     let bits = match value {
         DeValue::Integer(number) => u32::from_str_radix(number.as_str(), number.radix()).ok(),
@@ -336,7 +336,7 @@ pub(super) fn mark_mask(value: &DeValue<'_>) -> Result<MarkMask, Refusal> {
 }
 
 /// How the programs are attached.
-pub(super) fn attach(value: &DeValue<'_>) -> Result<Attach, Refusal> {
+pub(super) fn attach(value: &DeValue<'_>) -> Result<Attach, Fault> {
     match value.as_str() {
         Some("auto") => Ok(Attach::Auto),
         Some("tcx") => Ok(Attach::Tcx),
@@ -348,12 +348,12 @@ pub(super) fn attach(value: &DeValue<'_>) -> Result<Attach, Refusal> {
     }
 }
 
-/// What a container's device pair is.
-pub(super) fn container_device(value: &DeValue<'_>) -> Result<ContainerDevice, Refusal> {
+/// What a container's device pair is; none leaves it to oncache.
+pub(super) fn container_device(value: &DeValue<'_>) -> Result<Option<PairKind>, Fault> {
     match value.as_str() {
-        Some("auto") => Ok(ContainerDevice::Auto),
-        Some("veth") => Ok(ContainerDevice::Veth),
-        Some("netkit") => Ok(ContainerDevice::Netkit),
+        Some("auto") => Ok(None),
+        Some("veth") => Ok(Some(PairKind::Veth)),
+        Some("netkit") => Ok(Some(PairKind::Netkit)),
         _ => Err(refuse(
             "no device that containers have",
             "write \"auto\", \"veth\" or \"netkit\"",
@@ -362,7 +362,7 @@ pub(super) fn container_device(value: &DeValue<'_>) -> Result<ContainerDevice, R
 }
 
 /// How much is logged.
-pub(super) fn log_level(value: &DeValue<'_>) -> Result<LogLevel, Refusal> {
+pub(super) fn log_level(value: &DeValue<'_>) -> Result<LogLevel, Fault> {
     let level = LogLevel::ALL
         .into_iter()
         .find(|level| value.as_str() == Some(level.name()));

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::{DaemonError, Node, own_tables::Own};
 use crate::{
     coherence::Cause,
-    config::{ContainerDevice, check_name},
+    config::check_name,
     container::{
         ContainerError,
         addresses::{claim, next_free},
@@ -16,7 +16,7 @@ use crate::{
     },
     control::api::{AddContainer, ContainerInfo},
     datapath::{PIN_ROOT, attach},
-    netlink::{Link, NetlinkError, PairKind, forget_connections},
+    netlink::{Link, NetlinkError, forget_connections},
     overlay::{
         names::BRIDGE,
         source_guard::{self, Source},
@@ -131,7 +131,7 @@ impl Node {
             network: overlay.network,
             gateway: overlay.gateway(),
             mtu: overlay.mtu,
-            kind: pair_kind(self.config.container.device),
+            kind: self.config.container.pair_kind(),
         }
     }
 
@@ -443,15 +443,6 @@ impl Node {
         let told = self.sync_containers()? | self.mend_ports().await?;
         changed |= told && !its_own;
         Ok(changed)
-    }
-}
-
-/// What a new container's pair is to be. The choice of the kernel that a host happens to run is not left
-/// to `auto`: see docs/adr/027.
-const fn pair_kind(wanted: ContainerDevice) -> PairKind {
-    match wanted {
-        ContainerDevice::Auto | ContainerDevice::Veth => PairKind::Veth,
-        ContainerDevice::Netkit => PairKind::Netkit,
     }
 }
 

@@ -17,7 +17,7 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan};
 
-use super::{Mac, Netlink, NetlinkError, PortSettings};
+use super::{Mac, Netlink, NetlinkError, PairKind, PortSettings};
 
 /// A network device as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,25 +71,7 @@ pub struct VxlanParameters {
     pub link: Option<u32>,
 }
 
-/// What drives a pair of devices, of which each gets what the other one sends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PairKind {
-    /// veth.
-    Veth,
-    /// netkit (Linux 6.7): programs can run where the far end sends.
-    Netkit,
-}
-
 impl PairKind {
-    /// The driver's name.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Veth => "veth",
-            Self::Netkit => "netkit",
-        }
-    }
-
     /// Of a device, if it is an end of a pair.
     #[must_use]
     pub fn of(link: &Link) -> Option<Self> {

@@ -43,13 +43,15 @@ pub use facts::{host_facts, underlay_facts};
 pub use generation::ruleset_generation;
 pub use holders::{RouteHolder, VxlanHolder};
 pub use ipsec::{Direction, IpsecPolicy, ipsec_policies};
-pub use links::{Link, PairEnd, PairKind, VxlanParameters};
+pub use links::{Link, PairEnd, VxlanParameters};
 pub use neighbours::{FdbEntry, Neighbour};
 pub use routes::{MAIN_TABLE, ROUTE_PROTOCOL, Route, RouteFilter, RouteReach};
 pub use tables::{TableCopy, forget_flows, restore_tables};
 pub use timeouts::{Timeout, object_timeouts};
 pub use traffic_control::{Filter, Hook, OnDevice, Qdisc, on_devices};
 pub use watch::{Event, Hanging, LinkState, Watch};
+
+pub use crate::config::PairKind;
 
 /// A link-layer address in transmission order.
 pub type Mac = [u8; 6];

@@ -13,9 +13,9 @@ use crate::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL, RouteFilter};
 
 /// Something could not be removed; everything else was.
 #[derive(Debug, thiserror::Error)]
-pub struct TeardownErrors(pub Vec<OverlayError>);
+pub struct OverlayErrors(pub Vec<OverlayError>);
 
-impl fmt::Display for TeardownErrors {
+impl fmt::Display for OverlayErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         one_line(f, &self.0)
     }
@@ -28,13 +28,13 @@ impl fmt::Display for TeardownErrors {
 /// lose their bridge.
 ///
 /// # Errors
-/// [`TeardownErrors`] with everything that failed, after everything was tried.
+/// [`OverlayErrors`] with everything that failed, after everything was tried.
 pub async fn teardown(
     netlink: &Netlink,
     sysctls: &Sysctls,
     names: &DeviceNames,
     tcp_be_liberal: Option<u8>,
-) -> Result<(), TeardownErrors> {
+) -> Result<(), OverlayErrors> {
     let mut errors: Vec<OverlayError> = Vec::new();
     // Before the table goes: with its last rule conntrack may leave the namespace.
     if let Some(value) = tcp_be_liberal {
@@ -63,7 +63,7 @@ pub async fn teardown(
     if errors.is_empty() {
         Ok(())
     } else {
-        Err(TeardownErrors(errors))
+        Err(OverlayErrors(errors))
     }
 }
 

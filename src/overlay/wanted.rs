@@ -239,7 +239,7 @@ fn forwarding(peer: &Peer) -> OverlayFdb {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::config::{Attach, Cache, Container, MarkMask, Node, Overlay};
+    use crate::config::{Attach, Cache, Containers, MarkMask, Node, Overlay};
 
     pub(in crate::overlay) const MARKS: Marks = Marks {
         miss: 0x00ff_0000,
@@ -269,7 +269,7 @@ pub(super) mod tests {
                 port: 4789,
                 mtu: 1450,
             },
-            container: Container::default(),
+            container: Containers::default(),
             cache: Cache {
                 enabled: true,
                 flows: 65536,

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use crate::config::{Attach, Config, ContainerDevice};
+use crate::config::{Attach, Config, PairKind};
 
 mod facts;
 
@@ -64,7 +64,7 @@ pub struct Wishes {
     /// How the programs shall be attached.
     pub attach: Attach,
     /// What containers shall be connected by.
-    pub device: ContainerDevice,
+    pub device: Option<PairKind>,
 }
 
 impl From<&Config> for Wishes {
@@ -240,17 +240,17 @@ fn tcx(version: Option<(u32, u32)>, attach: Attach) -> Finding {
     )
 }
 
-fn netkit(present: bool, device: ContainerDevice) -> Finding {
+fn netkit(present: bool, device: Option<PairKind>) -> Finding {
     optional(
         "netkit",
         match (device, present) {
-            (ContainerDevice::Netkit, true) => Ok("netkit: available".to_owned()),
-            (ContainerDevice::Netkit, false) => Err(
+            (Some(PairKind::Netkit), true) => Ok("netkit: available".to_owned()),
+            (Some(PairKind::Netkit), false) => Err(
                 "netkit: this kernel has none (Linux 6.7, CONFIG_NETKIT) and container.device asks \
                  for it, so no container can be added; set container.device = \"auto\""
                     .to_owned(),
             ),
-            (ContainerDevice::Auto | ContainerDevice::Veth, _) => {
+            (None | Some(PairKind::Veth), _) => {
                 Ok("netkit: not asked for, veth will be used".to_owned())
             }
         },
@@ -430,12 +430,12 @@ mod tests {
     #[test]
     fn netkit_is_missed_only_where_it_is_asked_for() {
         let cases = [
-            (ContainerDevice::Auto, false, true, "veth will be used"),
-            (ContainerDevice::Auto, true, true, "veth will be used"),
-            (ContainerDevice::Veth, true, true, "veth will be used"),
-            (ContainerDevice::Netkit, true, true, "netkit: available"),
+            (None, false, true, "veth will be used"),
+            (None, true, true, "veth will be used"),
+            (Some(PairKind::Veth), true, true, "veth will be used"),
+            (Some(PairKind::Netkit), true, true, "netkit: available"),
             (
-                ContainerDevice::Netkit,
+                Some(PairKind::Netkit),
                 false,
                 false,
                 "set container.device = \"auto\"",

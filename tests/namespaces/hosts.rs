@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, os::fd::AsFd, time::Duration};
 
 use ipnet::Ipv4Net;
 use oncache::{
-    config::{Attach, Cache, Config, Container, MarkMask, Node, Overlay, Peer},
+    config::{Attach, Cache, Config, Containers, MarkMask, Node, Overlay, Peer},
     netlink::{Netlink, PairEnd, PairKind},
     overlay::{
         nftables::Marks,
@@ -48,7 +48,7 @@ pub fn config(namespace: &Namespace, host: u8, peer: u8) -> Config {
             port: 4789,
             mtu: 1450,
         },
-        container: Container::default(),
+        container: Containers::default(),
         cache: Cache {
             enabled: false,
             flows: 65536,

@@ -1,4 +1,4 @@
-//! How the daemon's memory is had.
+//! Allocator tuning.
 
 /// Makes the allocator give back what it does not need: a start and a reload with thousands of peers
 /// take for a moment several times what the daemon holds between them, and a daemon is there for
