@@ -1,4 +1,4 @@
-//! Entries of the filter caches that no packet has made: of so many flows as no bench could open,
+//! Flows' entries that no packet has made: of so many flows as no bench could open,
 //! written as the programs would have learned them.
 
 use std::{
@@ -9,10 +9,11 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData, MapInfo, MapType};
 use oncache_abi::{
-    cache::LocalContainer,
+    container::LocalContainer,
     entry::FlowEntry,
     flow::{FlowKey, Verdict, ticks},
     headers::UDP,
+    peer::PeerNumber,
     settings::Settings,
 };
 use oncache_testbed::Host;
@@ -28,7 +29,7 @@ const LEASE_NS: u64 = 3600 * 1_000_000_000;
 /// Outer UDP source port of them all: the wire is one, whichever it is.
 const OUTER_PORT: u16 = 40000;
 
-/// Enters the flows of `Workload::Spread` into the filter caches of both hosts, both directions
+/// Enters the flows of `Workload::Spread` into the maps of both hosts, both directions
 /// live.
 pub fn enter(bed: &Bed, flows: u32) -> Result<(), String> {
     let [client, server] = [bed.client.ip, bed.server.ip];
@@ -43,38 +44,38 @@ pub fn enter(bed: &Bed, flows: u32) -> Result<(), String> {
             is_client: host.name == bed.client.host,
         };
         let entered = host.enter(|| fill(&ends, flows));
-        entered.map_err(|error| format!("{}: fill the filter cache: {error}", host.name))?;
+        entered.map_err(|error| format!("{}: enter flows: {error}", host.name))?;
     }
     Ok(())
 }
 
-/// How many entries of the filter cache are live.
+/// How many flows' entries are live.
 pub fn live(host: &Host) -> Result<usize, String> {
     let counted = host.enter(|| {
         let (epoch, now) = (epoch()?, now());
-        let filter = filter()?;
-        let all = filter.iter().filter_map(Result::ok);
+        let entered = flows()?;
+        let all = entered.iter().filter_map(Result::ok);
         Ok(all
             .filter(|(flow, entry)| entry.verdict.judge(flow, now, epoch) == Verdict::Fast)
             .count())
     });
-    counted.map_err(|error: Failure| format!("{}: read the filter cache: {error}", host.name))
+    counted.map_err(|error: Failure| format!("{}: read the flows: {error}", host.name))
 }
 
-/// What a host's maps take of the kernel's memory, in bytes: the filter cache, and all of them.
+/// What a host's maps take of the kernel's memory, in bytes: the flows', and all of them.
 pub fn memory(host: &Host) -> Result<(u64, u64), String> {
     let taken = host.enter(|| {
-        let (mut filter, mut all) = (0, 0);
+        let (mut flows, mut all) = (0, 0);
         for entry in fs::read_dir(directory()?)? {
             let entry = entry?;
             let data = MapData::from_pin(entry.path())?;
             let taken = memlock(&data)?;
             all += taken;
-            if entry.file_name() == "FILTER" {
-                filter = taken;
+            if entry.file_name() == "FLOWS" {
+                flows = taken;
             }
         }
-        Ok((filter, all))
+        Ok((flows, all))
     });
     taken.map_err(|error: Failure| format!("{}: memory of the maps: {error}", host.name))
 }
@@ -105,8 +106,8 @@ fn pinned(name: &str) -> Result<MapData, Failure> {
     Ok(MapData::from_pin(Path::new(&directory()?).join(name))?)
 }
 
-fn filter() -> Result<HashMap<MapData, FlowKey, FlowEntry>, Failure> {
-    let data = pinned("FILTER")?;
+fn flows() -> Result<HashMap<MapData, FlowKey, FlowEntry>, Failure> {
+    let data = pinned("FLOWS")?;
     let map = match data.info().and_then(|info: MapInfo| info.map_type())? {
         MapType::LruHash => Map::LruHashMap(data),
         _ => Map::HashMap(data),
@@ -136,12 +137,12 @@ struct Ends {
 
 fn fill(ends: &Ends, flows: u32) -> Result<(), Failure> {
     let (epoch, now) = (epoch()?, now());
-    let mut filter = filter()?;
+    let mut entered = flows()?;
     let address = |ip: Ipv4Addr| u32::from(ip).to_be();
     let containers: HashMap<_, u32, LocalContainer> =
-        HashMap::try_from(Map::HashMap(pinned("INGRESS")?))?;
+        HashMap::try_from(Map::HashMap(pinned("CONTAINERS")?))?;
     let container = containers.get(&address(ends.local), 0)?;
-    let end = (container.ifindex, container.destination.mac());
+    let end = (container.ifindex, container.mac.mac());
     if end.1 == [0; 6] {
         return Err("no packet has reached the container yet".into());
     }
@@ -160,10 +161,13 @@ fn fill(ends: &Ends, flows: u32) -> Result<(), Failure> {
             protocol: UDP,
             reserved: [0; 3],
         };
-        let (lease, way) = (ticks(LEASE_NS), (address(ends.behind), OUTER_PORT));
+        let (lease, way) = (
+            ticks(LEASE_NS),
+            (PeerNumber(address(ends.behind)), OUTER_PORT),
+        );
         let out = FlowEntry::learn_egress(None, &key, way, now, lease, epoch);
         let both = FlowEntry::learn_ingress(Some(out), &key, end, now, lease, epoch);
-        filter.insert(key, both, 0)?;
+        entered.insert(key, both, 0)?;
     }
     Ok(())
 }

@@ -2,32 +2,13 @@
 //! the fast path at all.
 
 use oncache_abi::{
-    checksum::{after_hop, is_right, sum_header, update},
+    container::LocalContainer,
     flow::FlowKey,
-    headers::{
-        FRAGMENT, IPV4_LEN, IPV4_PLAIN, TCP, TCP_ACK, TCP_LEN, TCP_STATE_FLAGS, TCP_SYN, UDP,
-        UDP_LEN,
-    },
+    headers::{TCP, TCP_ACK, TCP_LEN, TCP_STATE_FLAGS, TCP_SYN, UDP, UDP_LEN},
     reason::Reason,
 };
 
-use crate::packet::Skb;
-
-/// An IPv4 header without options, as it lies in the packet.
-#[repr(C, packed(2))]
-#[derive(Clone, Copy)]
-pub struct Ipv4 {
-    pub version_ihl: u8,
-    pub tos: u8,
-    pub total_length: u16,
-    pub id: u16,
-    pub fragment: u16,
-    pub ttl: u8,
-    pub protocol: u8,
-    pub checksum: u16,
-    pub source: u32,
-    pub destination: u32,
-}
+use crate::{family::Family, packet::Skb};
 
 #[repr(C, packed(2))]
 struct Ports {
@@ -55,10 +36,9 @@ struct TcpHeader {
 }
 
 /// What the programs need of an inner packet.
-pub struct Inner {
-    /// Source address in the low half, destination in the high one, each in network byte order.
-    addresses: u64,
-    /// Likewise the ports.
+pub struct Inner<F: Family> {
+    addresses: F::Addresses,
+    /// Source port in the low half, destination port in the high one, each in network byte order.
     ports: u32,
     pub protocol: u8,
     pub tos: u8,
@@ -76,55 +56,19 @@ pub struct Inner {
     pub accepts: bool,
 }
 
-/// Reads the IPv4 header at `offset` and refuses what no program may touch: options, and a header
-/// whose checksum is wrong (the slow path drops it: net/ipv4/ip_input.c, `ip_rcv_core`).
+/// Reads the inner packet whose IP header is at `offset`.
 #[inline(always)]
-fn ipv4(skb: &Skb, offset: usize) -> Result<*mut Ipv4, Reason> {
-    let header: *mut Ipv4 = skb.at(offset)?;
-    // SAFETY: `at` has shown the header to lie within the packet; BPF loads need no alignment.
-    unsafe {
-        if (*header).version_ihl != IPV4_PLAIN {
-            return Err(Reason::IpOptions);
-        }
-        check_sum(header)?;
-    }
-    Ok(header)
-}
-
-/// Refuses a header whose checksum is wrong.
-///
-/// # Safety
-///
-/// `header` is an IPv4 header without options within the packet.
-#[inline(always)]
-pub unsafe fn check_sum(header: *const Ipv4) -> Result<(), Reason> {
-    // SAFETY: the caller's; BPF loads need no alignment.
-    if is_right(sum_header(unsafe { &*header.cast::<[u32; 5]>() })) {
-        Ok(())
-    } else {
-        Err(Reason::BadHeader)
-    }
-}
-
-/// Reads the inner packet whose IPv4 header is at `offset`.
-#[inline(always)]
-pub fn parse(skb: &Skb, offset: usize) -> Result<Inner, Reason> {
-    let header = ipv4(skb, offset)?;
-    // SAFETY: as in `ipv4`.
-    let ip = unsafe { *header };
-    if u16::from_be(ip.fragment) & FRAGMENT != 0 {
-        return Err(Reason::Fragment);
-    }
-    let total_length = u16::from_be(ip.total_length);
+pub fn parse<F: Family>(skb: &Skb, offset: usize) -> Result<Inner<F>, Reason> {
+    let ip = F::read(skb, offset)?;
     // A packet longer or shorter than it says is trimmed or dropped by the slow path.
-    if u32::from(total_length) + offset as u32 != skb.len() {
+    if u32::from(ip.total_length) + offset as u32 != skb.len() {
         return Err(Reason::BadHeader);
     }
-    let payload = u32::from(total_length).wrapping_sub(IPV4_LEN as u32);
+    let payload = u32::from(ip.total_length).wrapping_sub(F::LEN as u32);
     let (ports, transport_length, tcp_flags) = match ip.protocol {
         UDP => {
-            let udp: *mut UdpHeader = skb.at(offset + IPV4_LEN)?;
-            // SAFETY: as in `ipv4`.
+            let udp: *mut UdpHeader = skb.at(offset + F::LEN)?;
+            // SAFETY: `at` has shown the header to lie within the packet; BPF loads need no alignment.
             unsafe {
                 if u32::from(u16::from_be((*udp).length)) != payload {
                     return Err(Reason::BadHeader);
@@ -133,8 +77,8 @@ pub fn parse(skb: &Skb, offset: usize) -> Result<Inner, Reason> {
             }
         }
         TCP => {
-            let tcp: *mut TcpHeader = skb.at(offset + IPV4_LEN)?;
-            // SAFETY: as in `ipv4`.
+            let tcp: *mut TcpHeader = skb.at(offset + F::LEN)?;
+            // SAFETY: as of UDP.
             unsafe {
                 let length = u16::from((*tcp).data_offset >> 4) * 4;
                 if length < TCP_LEN as u16 || u32::from(length) > payload {
@@ -149,60 +93,62 @@ pub fn parse(skb: &Skb, offset: usize) -> Result<Inner, Reason> {
         }
         _ => return Err(Reason::OtherProtocol),
     };
-    // SAFETY: `ports` is the start of a header that lies within the packet, and the addresses are
-    // side by side in theirs; BPF loads need no alignment.
-    let (addresses, ports) = unsafe {
-        (
-            *(&raw const (*header).source).cast::<u64>(),
-            *ports.cast::<u32>(),
-        )
-    };
+    // SAFETY: `ports` is the start of a header that lies within the packet; BPF loads need no alignment.
+    let ports = unsafe { *ports.cast::<u32>() };
     Ok(Inner {
-        addresses,
+        addresses: ip.addresses,
         ports,
         protocol: ip.protocol,
         tos: ip.tos,
         ttl: ip.ttl,
-        total_length,
+        total_length: ip.total_length,
         transport_length,
         changes_state: tcp_flags != TCP_ACK,
         accepts: tcp_flags == TCP_SYN | TCP_ACK,
     })
 }
 
-impl Inner {
+impl<F: Family> Inner<F> {
     /// Whether there is anything behind the TCP or UDP header.
     #[inline(always)]
     pub const fn has_payload(&self) -> bool {
-        self.total_length > IPV4_LEN as u16 + self.transport_length
+        self.total_length > F::LEN as u16 + self.transport_length
     }
 
-    /// The flow's key where the sender is the local container.
+    /// See [`Family::key_from_local`].
     #[inline(always)]
     pub fn key_from_local(&self) -> FlowKey {
-        key(self.addresses, self.ports, self.protocol)
+        F::key_from_local(self.addresses, self.ports, self.protocol)
     }
 
-    /// The flow's key where the receiver is the local container.
+    /// See [`Family::key_to_local`].
     #[inline(always)]
     pub fn key_to_local(&self) -> FlowKey {
-        key(
-            self.addresses.rotate_left(32),
-            self.ports.rotate_left(16),
-            self.protocol,
-        )
+        F::key_to_local(self.addresses, self.ports, self.protocol)
     }
 
-    /// Source address, network byte order.
+    /// The sender, if it is a container of this host.
     #[inline(always)]
-    pub const fn source(&self) -> u32 {
-        self.addresses as u32
+    pub fn sender(&self) -> Option<*mut LocalContainer> {
+        F::sender(self.addresses)
     }
 
-    /// Destination address, network byte order.
+    /// The receiver, if it is a container of this host.
     #[inline(always)]
-    pub const fn destination(&self) -> u32 {
-        (self.addresses >> 32) as u32
+    pub fn receiver(&self) -> Option<*mut LocalContainer> {
+        F::receiver(self.addresses)
+    }
+
+    /// Whether it is for an address of the containers' network.
+    #[inline(always)]
+    pub fn is_to_network(&self) -> bool {
+        F::is_to_network(self.addresses)
+    }
+
+    /// Whether it is for the bridge.
+    #[inline(always)]
+    pub fn is_to_gateway(&self) -> bool {
+        F::is_to_gateway(self.addresses)
     }
 
     /// Length of the packet, or of the largest segment of the aggregate, as an IP packet
@@ -213,7 +159,7 @@ impl Inner {
         if segment == 0 {
             u32::from(self.total_length)
         } else {
-            IPV4_LEN as u32 + u32::from(self.transport_length) + segment
+            F::LEN as u32 + u32::from(self.transport_length) + segment
         }
     }
 
@@ -221,39 +167,5 @@ impl Inner {
     #[inline(always)]
     pub fn fits(&self, skb: &Skb, mtu: u32) -> bool {
         self.segment_length(skb) <= mtu
-    }
-}
-
-/// A flow's key from the packet's own words, in two stores. Stored field by field and then hashed and
-/// compared by the kernel in wider words, each of those would wait for the narrow stores to reach the
-/// cache (docs/experiments.md).
-#[inline(always)]
-fn key(addresses: u64, ports: u32, protocol: u8) -> FlowKey {
-    let words = [addresses, u64::from(ports) | u64::from(protocol) << 32];
-    // SAFETY: a key is sixteen bytes of integers; on a little-endian machine, which is all the
-    // programs are built for, the words hold its fields in order and zeros behind them.
-    unsafe { core::mem::transmute::<[u64; 2], FlowKey>(words) }
-}
-
-/// Does to the packet's header what a router does: lowers the TTL by one; and writes the TOS, if it is
-/// another. Checksum included (include/net/ip.h, `ip_decrease_ttl`; include/net/inet_ecn.h,
-/// `IP_ECN_set_ce`).
-///
-/// # Safety
-///
-/// `header` is the packet's IPv4 header, within the packet. BPF needs no alignment.
-#[inline(always)]
-pub unsafe fn forward(header: *mut Ipv4, inner: &Inner, tos: u8) {
-    // SAFETY: the caller's.
-    unsafe {
-        (*header).ttl = inner.ttl - 1;
-        let mut checksum = after_hop((*header).checksum);
-        if tos != inner.tos {
-            // A 16-bit word of the checksum.
-            let word = |tos| u16::from_ne_bytes([IPV4_PLAIN, tos]);
-            checksum = update(checksum, word(inner.tos), word(tos));
-            (*header).tos = tos;
-        }
-        (*header).checksum = checksum;
     }
 }

@@ -1,11 +1,11 @@
-//! When an init program may learn, and how a flow's word is written.
+//! What is known of a flow, when an init program may learn more, and how it is written.
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use oncache_abi::{
     admission::{Window, draws_a_place, with_one_less},
-    cache::MacWord,
+    container::MacWord,
     entry::{FlowEntry, FlowWord, LocalEnd},
-    flow::{FilterWord, FlowKey},
+    flow::{FlowKey, Verdict, VerdictWord},
     mark::Lesson,
     reason::Reason,
     settings::Settings,
@@ -15,7 +15,7 @@ use oncache_abi::{
 use crate::{
     counters::count_turnover,
     jiffy::now,
-    maps::{COUNTERS, FILTER, constant, settings},
+    maps::{COUNTERS, FLOWS, constant, settings},
     packet::{Skb, marks},
 };
 
@@ -40,7 +40,7 @@ pub fn may_learn(skb: &Skb, miss: u32) -> Result<Settings, Option<Reason>> {
     }
 }
 
-/// A flow's place in the filter cache. What is there may change, and be given to another flow, at any moment: each
+/// A flow's place in `FLOWS`. What is there may change, and be given to another flow, at any moment: each
 /// word is read by itself, once and whole, and tells whose it is.
 #[derive(Clone, Copy)]
 pub struct Place(*mut FlowEntry);
@@ -57,8 +57,8 @@ macro_rules! word {
 }
 
 impl Place {
-    word!(verdict: FilterWord);
-    word!(host: FlowWord);
+    word!(verdict: VerdictWord);
+    word!(peer: FlowWord);
     word!(device: FlowWord);
     word!(mac: MacWord);
     word!(port: FlowWord);
@@ -66,7 +66,7 @@ impl Place {
     /// The place of the flow that has one.
     #[inline(always)]
     pub fn of(key: &FlowKey) -> Option<Self> {
-        FILTER.get_ptr_mut(key).map(Self)
+        FLOWS.get_ptr_mut(key).map(Self)
     }
 
     /// The way to the local container, see [`LocalEnd::told`].
@@ -80,11 +80,35 @@ impl Place {
     fn entry(self) -> FlowEntry {
         FlowEntry {
             verdict: self.verdict(),
-            host: self.host(),
+            peer: self.peer(),
             device: self.device(),
             mac: self.mac(),
             port: self.port(),
         }
+    }
+}
+
+/// What the word says of the flow, as a reason.
+#[inline(always)]
+pub fn judge(
+    word: VerdictWord,
+    key: &FlowKey,
+    has_payload: bool,
+    now: u64,
+    epoch: u32,
+) -> Result<(), Reason> {
+    if word.is_fast(key, now, epoch) {
+        return Ok(());
+    }
+    match word.judge(key, now, epoch) {
+        Verdict::Fast => Ok(()),
+        Verdict::Unknown => Err(Reason::NoFlow),
+        Verdict::StaleEpoch => Err(Reason::StaleEpoch),
+        Verdict::LeaseExpired => Err(Reason::LeaseExpired),
+        Verdict::OneWay => Err(Reason::OneWay),
+        // Half closed, a connection may go on for long: what it then carries is learned from.
+        Verdict::Closed if has_payload => Err(Reason::NoFlow),
+        Verdict::Closed => Err(Reason::Closing),
     }
 }
 
@@ -110,7 +134,7 @@ pub fn learn_flow(
     if old.is_some_and(|old| is_same(&old, &new)) {
         return Ok(());
     }
-    FILTER
+    FLOWS
         .insert(key, new, 0)
         .map_err(|_| Reason::HelperFailed)?;
     if is_new {
@@ -119,22 +143,22 @@ pub fn learn_flow(
     Ok(())
 }
 
-/// Word by word, see `egress_init.rs`.
+/// Word by word, see `programs/egress_init.rs`.
 #[inline(always)]
 const fn is_same(old: &FlowEntry, new: &FlowEntry) -> bool {
     (old.verdict.0 ^ new.verdict.0)
-        | (old.host.0 ^ new.host.0)
+        | (old.peer.0 ^ new.peer.0)
         | (old.device.0 ^ new.device.0)
         | (old.mac.0 ^ new.mac.0)
         | (old.port.0 ^ new.port.0)
         == 0
 }
 
-/// Says of a packet that its flow has no place in the cache: whether it may get one, [`is_turned_away`]
+/// Says of a packet that its flow has no place in `FLOWS`: whether it may get one, [`is_turned_away`]
 /// tells.
 pub const NO_PLACE: Reason = Reason::Crowded;
 
-/// Whether nothing is to be learned from a packet whose flow has no place in the cache, because so many
+/// Whether nothing is to be learned from a packet whose flow has no place in `FLOWS`, because so many
 /// others want one; see `admission.rs` of the ABI. Asked where the packet misses, so that what will not
 /// be learned from costs little more than the look-up that did not find it.
 #[inline(always)]
@@ -167,7 +191,7 @@ pub fn is_turned_away(lease: u32) -> bool {
     false
 }
 
-/// Whether a flow that is not in the cache may be entered. One that has a place, left by an earlier
+/// Whether a flow that is not in `FLOWS` may be entered. One that has a place, left by an earlier
 /// connection of the same addresses and ports, may in any case.
 ///
 /// While this CPU is crowded, its packets have drawn their place where they missed. One that missed on
@@ -212,7 +236,7 @@ fn takes_the_drawn() -> bool {
 }
 
 /// Closes the flow: its connection begins or ends, and conntrack has to see it. Returns whether it has a
-/// place in the cache.
+/// place in `FLOWS`.
 ///
 /// Its word is written over, not taken out: taking out and entering again are locks on a bucket and on
 /// the LRU lists, at each connection.

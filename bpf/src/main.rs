@@ -13,30 +13,31 @@
 #![no_main]
 
 mod counters;
-mod egress;
-mod egress_init;
-mod ingress;
-mod ingress_init;
+mod family;
 mod inner;
 mod jiffy;
 mod learning;
 mod maps;
-mod outer;
 mod packet;
+mod programs;
+mod tunnel;
 
 use aya_ebpf::{
     bindings::__sk_buff, bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext,
 };
+use family::V4;
 use oncache_abi::reason::Program;
 use packet::Skb;
+use programs::{egress, egress_init, ingress, ingress_init};
+use tunnel::Vxlan;
 
 /// Runs one program and counts its reason.
 macro_rules! program {
-    ($name:ident, $program:expr) => {
+    ($name:ident, $run:expr, $program:expr) => {
         #[classifier]
         pub fn $name(context: TcContext) -> i32 {
             let raw: *mut __sk_buff = context.skb.skb;
-            match $name::run(&Skb::new(raw)) {
+            match $run(&Skb::new(raw)) {
                 Ok(action) => action,
                 Err(None) => TC_ACT_UNSPEC,
                 Err(Some(reason)) => {
@@ -48,10 +49,14 @@ macro_rules! program {
     };
 }
 
-program!(egress, Program::Egress);
-program!(egress_init, Program::EgressInit);
-program!(ingress, Program::Ingress);
-program!(ingress_init, Program::IngressInit);
+program!(egress, egress::run::<V4, Vxlan>, Program::Egress);
+program!(
+    egress_init,
+    egress_init::run::<V4, Vxlan>,
+    Program::EgressInit
+);
+program!(ingress, ingress::run::<V4, Vxlan>, Program::Ingress);
+program!(ingress_init, ingress_init::run::<V4>, Program::IngressInit);
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {

@@ -7,9 +7,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use oncache_abi::{
-    cache::{HostHeaders, HostWord, LocalContainer},
+    container::LocalContainer,
     entry::FlowEntry,
     flow::FlowKey,
+    peer::{PeerHeaders, PeerNumber},
     settings::{Constants, Settings},
     turnover,
 };
@@ -22,29 +23,23 @@ pub static SETTINGS: Array<Settings> = Array::pinned(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(turnover::COUNTERS, 0);
 
-/// Filter cache: flow -> what the slow path allowed, and the way it took.
+/// Flow -> what the slow path allowed, and the way it took.
 #[map]
-pub static FILTER: LruHashMap<FlowKey, FlowEntry> = LruHashMap::pinned(65536, 0);
+pub static FLOWS: LruHashMap<FlowKey, FlowEntry> = LruHashMap::pinned(65536, 0);
 
-/// Egress cache, first level: remote container address (network byte order) -> host. A hit does not
-/// need it: its flow's entry has the host.
+/// Peer -> the outer headers that lead there.
 #[map]
-pub static EGRESS_IP: LruHashMap<u32, HostWord> = LruHashMap::pinned(65536, 0);
+pub static PEERS: HashMap<PeerNumber, PeerHeaders> = HashMap::pinned(8192, BPF_F_NO_PREALLOC);
 
-/// Egress cache, second level: peer address (network byte order) -> outer headers.
+/// Local container's address (network byte order) -> its device and MAC address.
 #[map]
-pub static EGRESS_HOST: HashMap<u32, HostHeaders> = HashMap::pinned(8192, BPF_F_NO_PREALLOC);
-
-/// Ingress cache: local container address (network byte order) -> its device and MAC headers.
-#[map]
-pub static INGRESS: HashMap<u32, LocalContainer> = HashMap::pinned(8192, BPF_F_NO_PREALLOC);
+pub static CONTAINERS: HashMap<u32, LocalContainer> = HashMap::pinned(8192, BPF_F_NO_PREALLOC);
 
 /// Constants of this load; the loader writes them into the read-only data before the verifier
 /// runs, which then knows them as constants.
 #[unsafe(no_mangle)]
 static CONSTANTS: Constants = Constants {
     host: 0,
-    underlay: 0,
     network: 0,
     netmask: 0,
     vni: 0,

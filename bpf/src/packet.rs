@@ -79,10 +79,10 @@ impl Skb {
         unsafe { core::ptr::write_volatile(&raw mut (*self.raw).mark, mark) };
     }
 
-    /// Whether the frame is untagged IPv4.
+    /// Whether the frame is untagged and of this type (host byte order).
     #[inline(always)]
-    pub fn is_plain_ipv4(&self) -> bool {
-        field!(self, protocol) == u32::from(0x0800_u16.to_be()) && field!(self, vlan_present) == 0
+    pub fn is_plain(&self, ethertype: u16) -> bool {
+        field!(self, protocol) == u32::from(ethertype.to_be()) && field!(self, vlan_present) == 0
     }
 
     /// Whether the frame is addressed to the device it came in by (`PACKET_HOST`).
@@ -109,12 +109,18 @@ impl Skb {
     /// The `T` at `offset`; `Truncated` where the linear data end before it does.
     #[inline(always)]
     pub fn at<T>(&self, offset: usize) -> Result<*mut T, Reason> {
+        Ok(self.bytes(offset, size_of::<T>())?.cast())
+    }
+
+    /// The `len` bytes at `offset`, as [`Self::at`]; for lengths that follow from a type parameter.
+    #[inline(always)]
+    pub fn bytes(&self, offset: usize, len: usize) -> Result<*mut u8, Reason> {
         let start = field!(self, data) as usize;
         let end = field!(self, data_end) as usize;
-        if start + offset + size_of::<T>() > end {
+        if start + offset + len > end {
             return Err(Reason::Truncated);
         }
-        Ok((start + offset) as *mut T)
+        Ok((start + offset) as *mut u8)
     }
 
     /// Makes the first `len` bytes linear, where they are not and the packet has them. Drivers may

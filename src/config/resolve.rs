@@ -11,9 +11,9 @@ use super::table::At;
 use super::value::{self, MTU_MIN, Mtu};
 use super::{Config, DeviceFacts, HostFacts, Node, Overlay, Peer};
 
-/// What VXLAN over IPv4 adds to an inner IP packet, in bytes: outer IPv4 20, UDP 8, VXLAN 8, inner
-/// Ethernet 14 (RFC 7348 section 5).
-pub const VXLAN_OVERHEAD: u32 = 50;
+/// What VXLAN over IPv4 adds to an inner IP packet, in bytes.
+#[allow(clippy::cast_possible_truncation, reason = "a few headers")]
+pub const VXLAN_OVERHEAD: u32 = oncache_abi::vxlan::OVERHEAD as u32;
 
 impl ConfigFile {
     /// Fills the defaults from the host that `facts` describe, and checks the file against it. The peers

@@ -425,7 +425,6 @@ pub(super) fn constants(config: &Config) -> Constants {
     let network = config.overlay.network;
     Constants {
         host: u32::from(config.node.address).to_be(),
-        underlay: config.node.underlay_index,
         network: u32::from(network.network()).to_be(),
         netmask: u32::from(network.netmask()).to_be(),
         vni: (config.overlay.vni << 8).to_be(),

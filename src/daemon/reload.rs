@@ -36,6 +36,7 @@ fn effect(old: &Config, new: &Config) -> Effect {
         (
             constants(config),
             config.node.underlay.clone(),
+            config.node.underlay_index,
             config.cache.enabled,
             config.cache.flows,
             config.cache.attach,

@@ -1,30 +1,35 @@
 //! Reading and changing the caches.
 
-use std::{collections::HashSet, hash::Hash, net::Ipv4Addr};
+use std::{
+    collections::{HashMap as Table, HashSet},
+    hash::Hash,
+    net::Ipv4Addr,
+};
 
 use aya::maps::{HashMap, MapData};
 use oncache_abi::{
-    cache::HostHeaders,
     flow::{EGRESS, FlowKey, INGRESS, Verdict},
+    peer::{PeerHeaders, PeerNumber},
+    vxlan::INNER_FRAME,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{Datapath, DatapathError, clock};
 
-/// An entry of the egress cache's first level.
+/// A remote container that flows lead to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EgressAddress {
-    /// Remote container.
+pub struct ListedRemote {
+    /// Its address.
     pub container: Ipv4Addr,
-    /// Host it is behind.
+    /// The peer that it was last seen behind.
     pub host: Ipv4Addr,
-    /// Whether it was learned in the current epoch; a dead entry is not used.
+    /// Whether a flow has learned so in the current epoch.
     pub live: bool,
 }
 
-/// An entry of the egress cache's second level.
+/// An entry of `PEERS`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EgressHost {
+pub struct ListedPeer {
     /// The peer.
     pub host: Ipv4Addr,
     /// Whether headers were learned in the current epoch.
@@ -37,24 +42,25 @@ pub struct EgressHost {
     pub vtep: String,
 }
 
-/// An entry of the ingress cache.
+/// An entry of `CONTAINERS`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IngressContainer {
+pub struct ListedContainer {
     /// Local container.
     pub container: Ipv4Addr,
     /// Its host-side device.
     pub ifindex: u32,
-    /// Whether its MAC headers were learned in the current epoch.
+    /// Whether its MAC address was learned in the current epoch.
     pub live: bool,
     /// The container's MAC address.
     pub destination: String,
-    /// The bridge's MAC address.
+    /// The bridge's MAC address, which frames must be from to be learned of; zero like the container's while nothing
+    /// is learned.
     pub source: String,
 }
 
-/// An entry of the filter cache.
+/// An entry of `FLOWS`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FilterFlow {
+pub struct ListedFlow {
     /// `tcp` or `udp`.
     pub protocol: String,
     /// Local container and port.
@@ -74,26 +80,26 @@ pub struct FilterFlow {
 /// The caches as listed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caches {
-    /// Egress cache, first level.
-    pub addresses: Vec<EgressAddress>,
-    /// Egress cache, second level.
-    pub hosts: Vec<EgressHost>,
-    /// Ingress cache.
-    pub containers: Vec<IngressContainer>,
-    /// Filter cache.
-    pub flows: Vec<FilterFlow>,
+    /// Remote containers, as the flows tell of them.
+    pub addresses: Vec<ListedRemote>,
+    /// Peers.
+    pub hosts: Vec<ListedPeer>,
+    /// Local containers.
+    pub containers: Vec<ListedContainer>,
+    /// Flows.
+    pub flows: Vec<ListedFlow>,
 }
 
 /// How many entries each cache holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Occupancy {
-    /// Filter cache: flows.
+    /// Flows.
     pub flows: usize,
-    /// Egress cache: remote container addresses.
+    /// Remote containers that flows lead to.
     pub addresses: usize,
-    /// Egress cache: hosts with learned headers.
+    /// Peers with learned headers.
     pub hosts: usize,
-    /// Ingress cache: local containers.
+    /// Local containers.
     pub containers: usize,
 }
 
@@ -103,6 +109,14 @@ pub(super) fn address(key: u32) -> Ipv4Addr {
 
 pub(super) fn key(address: Ipv4Addr) -> u32 {
     u32::from(address).to_be()
+}
+
+pub(super) fn peer_address(peer: PeerNumber) -> Ipv4Addr {
+    address(peer.0)
+}
+
+pub(super) fn peer_number(address: Ipv4Addr) -> PeerNumber {
+    PeerNumber(key(address))
 }
 
 fn mac(bytes: &[u8]) -> String {
@@ -122,6 +136,11 @@ fn protocol(number: u8) -> String {
 /// again (kernel/bpf/hashtab.c, `htab_map_get_next_key`), on a busy LRU map for ever.
 const WALK_LIMIT: usize = 1 << 21;
 
+/// The entries of a map; some come twice where others are evicted meanwhile.
+fn walk<K: aya::Pod, V: aya::Pod>(map: &HashMap<MapData, K, V>) -> impl Iterator<Item = (K, V)> {
+    map.iter().take(WALK_LIMIT).filter_map(Result::ok)
+}
+
 /// The keys of a map, each once. Entries that come and go during the walk may be missed; the next
 /// walk mends that.
 pub(super) fn keys<K: aya::Pod + Eq + Hash, V: aya::Pod>(
@@ -135,15 +154,16 @@ pub(super) fn found<K: aya::Pod, V: aya::Pod, T: Eq + Hash>(
     map: &HashMap<MapData, K, V>,
     look: impl Fn(K, V) -> Option<T>,
 ) -> HashSet<T> {
-    let all = map.iter().take(WALK_LIMIT).filter_map(Result::ok);
-    all.filter_map(|(key, value)| look(key, value)).collect()
+    walk(map)
+        .filter_map(|(key, value)| look(key, value))
+        .collect()
 }
 
 /// The entries of a map, each once; see [`keys`].
 pub(super) fn entries<K: aya::Pod + Eq + Hash, V: aya::Pod>(
     map: &HashMap<MapData, K, V>,
 ) -> std::collections::HashMap<K, V> {
-    map.iter().take(WALK_LIMIT).filter_map(Result::ok).collect()
+    walk(map).collect()
 }
 
 impl Datapath {
@@ -156,37 +176,45 @@ impl Datapath {
         let epoch = self.settings()?.epoch;
         let now = clock::now();
         let mut caches = Caches::default();
-        for (container, word) in entries(&self.egress_ip) {
-            caches.addresses.push(EgressAddress {
-                container: address(container),
-                host: address(word.address()),
-                live: word.host(container, epoch).is_some(),
-            });
-        }
-        for (host, headers) in entries(&self.egress_host) {
+        for (peer, headers) in entries(&self.peers) {
             let frame: Vec<u8> = headers
                 .template
                 .iter()
                 .flat_map(|w| w.to_ne_bytes())
                 .collect();
-            caches.hosts.push(EgressHost {
-                host: address(host),
+            caches.hosts.push(ListedPeer {
+                host: peer_address(peer),
                 live: headers.is_current(epoch),
                 ifindex: headers.ifindex,
-                next_hop: mac(&frame[0..6]),
-                vtep: mac(&frame[50..56]),
+                next_hop: mac(&frame[..6]),
+                vtep: mac(&frame[INNER_FRAME..INNER_FRAME + 6]),
             });
         }
-        for (container, local) in entries(&self.ingress) {
-            caches.containers.push(IngressContainer {
+        for (container, local) in entries(&self.containers) {
+            let learned = local.mac.mac();
+            let source = match learned {
+                [0, 0, 0, 0, 0, 0] => learned,
+                _ => self.gateway,
+            };
+            caches.containers.push(ListedContainer {
                 container: address(container),
                 ifindex: local.ifindex,
-                live: local.destination.is_current(epoch) && local.source.is_current(epoch),
-                destination: mac(&local.destination.mac()),
-                source: mac(&local.source.mac()),
+                live: local.mac.is_current(epoch),
+                destination: mac(&learned),
+                source: mac(&source),
             });
         }
-        for (flow, entry) in entries(&self.filter) {
+        let mut remotes = Table::new();
+        for (flow, entry) in entries(&self.flows) {
+            if let Some(host) = entry.leads_to() {
+                let host = peer_address(host);
+                let live = entry.peer.value(&flow, epoch).is_some();
+                // Of several, one that counts.
+                let known = remotes.entry(flow.remote).or_insert((host, live));
+                if live && !known.1 {
+                    *known = (host, live);
+                }
+            }
             let word = entry.verdict;
             let state = match word.judge(&flow, now, epoch) {
                 Verdict::Fast => "fast",
@@ -198,7 +226,7 @@ impl Datapath {
                 Verdict::Closed => continue,
             };
             let left = clock::from_ticks(word.expiry().saturating_sub(now));
-            caches.flows.push(FilterFlow {
+            caches.flows.push(ListedFlow {
                 protocol: protocol(flow.protocol),
                 local: format!("{}:{}", address(flow.local), u16::from_be(flow.local_port)),
                 remote: format!(
@@ -212,6 +240,14 @@ impl Datapath {
                 lease_left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
             });
         }
+        caches.addresses = remotes
+            .into_iter()
+            .map(|(container, (host, live))| ListedRemote {
+                container: address(container),
+                host,
+                live,
+            })
+            .collect();
         caches.addresses.sort_by_key(|entry| entry.container);
         caches.hosts.sort_by_key(|entry| entry.host);
         caches.containers.sort_by_key(|entry| entry.container);
@@ -228,7 +264,7 @@ impl Datapath {
     /// [`DatapathError::Map`] if the settings can't be read.
     pub fn next_hops(&self) -> Result<Vec<[u8; 6]>, DatapathError> {
         let epoch = self.settings()?.epoch;
-        let live = entries(&self.egress_host).into_values();
+        let live = entries(&self.peers).into_values();
         let live = live.filter(|headers| headers.is_current(epoch));
         Ok(live
             .map(|headers| {
@@ -240,7 +276,7 @@ impl Datapath {
 
     /// The flows of connections that have not ended, each once.
     pub(super) fn open_flows(&self) -> HashSet<FlowKey> {
-        found(&self.filter, |flow, entry| {
+        found(&self.flows, |flow, entry| {
             (!entry.verdict.is_closed()).then_some(flow)
         })
     }
@@ -248,12 +284,21 @@ impl Datapath {
     /// How many entries each cache holds.
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
-        let learned = |headers: &&HostHeaders| headers.ifindex != 0;
+        let learned = |headers: &&PeerHeaders| headers.ifindex != 0;
+        let (mut open, mut remotes) = (HashSet::new(), HashSet::new());
+        for (flow, entry) in walk(&self.flows) {
+            if !entry.verdict.is_closed() {
+                open.insert(flow);
+            }
+            if entry.leads_to().is_some() {
+                remotes.insert(flow.remote);
+            }
+        }
         Occupancy {
-            flows: self.open_flows().len(),
-            addresses: keys(&self.egress_ip).len(),
-            hosts: entries(&self.egress_host).values().filter(learned).count(),
-            containers: keys(&self.ingress).len(),
+            flows: open.len(),
+            addresses: remotes.len(),
+            hosts: entries(&self.peers).values().filter(learned).count(),
+            containers: keys(&self.containers).len(),
         }
     }
 }

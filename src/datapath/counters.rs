@@ -22,7 +22,7 @@ pub struct Count {
     pub meaning: String,
 }
 
-/// Flows that came into the filter cache and left it, since the maps were made.
+/// Flows that came into `FLOWS` and left it, since the maps were made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowTurnover {
     /// Entered: flows that were learned and not there.
@@ -39,7 +39,7 @@ pub struct FlowTurnover {
 }
 
 impl Datapath {
-    /// Flows that came into the filter cache and left it.
+    /// Flows that came into `FLOWS` and left it.
     ///
     /// # Errors
     ///

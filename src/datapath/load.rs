@@ -16,7 +16,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/on
 /// Sizes of the maps, in entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Filter cache: flows. The egress cache has as many container addresses.
+    /// Flows.
     pub flows: u32,
 }
 
@@ -38,8 +38,7 @@ impl Datapath {
         pins::create(&pins::links(root))?;
         let mut programs = EbpfLoader::new()
             .override_global("CONSTANTS", constants, true)
-            .map_max_entries("FILTER", sizes.flows)
-            .map_max_entries("EGRESS_IP", sizes.flows)
+            .map_max_entries("FLOWS", sizes.flows)
             .default_map_pin_directory(&maps)
             .load(OBJECT)?;
         for program in Program::ALL {
@@ -62,12 +61,11 @@ impl Datapath {
             ),
             counters: PerCpuArray::try_from(take("COUNTERS")?)
                 .map_err(map_error(opened, "COUNTERS"))?,
-            filter: HashMap::try_from(take("FILTER")?).map_err(map_error(opened, "FILTER"))?,
-            egress_ip: HashMap::try_from(take("EGRESS_IP")?)
-                .map_err(map_error(opened, "EGRESS_IP"))?,
-            egress_host: HashMap::try_from(take("EGRESS_HOST")?)
-                .map_err(map_error(opened, "EGRESS_HOST"))?,
-            ingress: HashMap::try_from(take("INGRESS")?).map_err(map_error(opened, "INGRESS"))?,
+            flows: HashMap::try_from(take("FLOWS")?).map_err(map_error(opened, "FLOWS"))?,
+            peers: HashMap::try_from(take("PEERS")?).map_err(map_error(opened, "PEERS"))?,
+            containers: HashMap::try_from(take("CONTAINERS")?)
+                .map_err(map_error(opened, "CONTAINERS"))?,
+            gateway: constants.gateway,
             programs,
         })
     }
@@ -86,7 +84,10 @@ mod tests {
             let found = OBJECT
                 .windows(symbol.len())
                 .any(|bytes| bytes == symbol.as_bytes());
-            assert!(!found, "{name}: compare word by word, see `egress_init.rs`");
+            assert!(
+                !found,
+                "{name}: compare word by word, see `programs/egress_init.rs`"
+            );
         }
     }
 

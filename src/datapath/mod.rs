@@ -31,9 +31,10 @@ use aya::{
     programs::{ProgramError, SchedClassifier},
 };
 use oncache_abi::{
-    cache::{HostHeaders, HostWord, LocalContainer},
+    container::LocalContainer,
     entry::FlowEntry,
     flow::FlowKey,
+    peer::{PeerHeaders, PeerNumber},
     reason::Program,
 };
 use thiserror::Error;
@@ -54,10 +55,11 @@ pub struct Datapath {
     programs: Ebpf,
     epoch: Epoch,
     counters: PerCpuArray<MapData, u64>,
-    filter: HashMap<MapData, FlowKey, FlowEntry>,
-    egress_ip: HashMap<MapData, u32, HostWord>,
-    egress_host: HashMap<MapData, u32, HostHeaders>,
-    ingress: HashMap<MapData, u32, LocalContainer>,
+    flows: HashMap<MapData, FlowKey, FlowEntry>,
+    peers: HashMap<MapData, PeerNumber, PeerHeaders>,
+    containers: HashMap<MapData, u32, LocalContainer>,
+    /// The bridge's MAC address, which containers see as the sender of all they get.
+    gateway: [u8; 6],
 }
 
 /// What can fail between the daemon and the data path.

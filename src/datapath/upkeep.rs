@@ -4,14 +4,15 @@ use std::{collections::HashSet, net::Ipv4Addr};
 
 use aya::maps::{HashMap, MapData, MapError};
 use oncache_abi::{
-    cache::{HostHeaders, LocalContainer, MacWord},
+    container::{LocalContainer, MacWord},
     entry::FlowEntry,
     flow::FlowKey,
+    peer::{PeerHeaders, PeerNumber},
 };
 
 use super::{
     Datapath, DatapathError,
-    caches::{address, entries, found, key, keys},
+    caches::{address, entries, found, key, keys, peer_address, peer_number},
     clock, map_error,
 };
 
@@ -44,29 +45,30 @@ fn remove_key<K: aya::Pod, V: aya::Pod>(
 }
 
 impl Datapath {
-    /// Makes the egress cache's hosts exactly `peers`, keeping what was learned of those that stay.
+    /// Makes the peers exactly `peers`, keeping what was learned of those that stay.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`] if the map can't be written.
     pub fn set_peers(&mut self, peers: &HashSet<Ipv4Addr>) -> Result<bool, DatapathError> {
-        let present: HashSet<Ipv4Addr> = keys(&self.egress_host).into_iter().map(address).collect();
-        let gone: HashSet<u32> = present.difference(peers).map(|gone| key(*gone)).collect();
-        for host in &gone {
-            remove_key(&mut self.egress_host, host, "EGRESS_HOST")?;
+        let present: HashSet<Ipv4Addr> = keys(&self.peers).into_iter().map(peer_address).collect();
+        let gone = present.difference(peers).copied().map(peer_number);
+        let gone: HashSet<PeerNumber> = gone.collect();
+        for peer in &gone {
+            remove_key(&mut self.peers, peer, "PEERS")?;
         }
         if !gone.is_empty() {
             self.forget_behind(&gone)?;
         }
         for new in peers.difference(&present) {
-            self.egress_host
-                .insert(key(*new), HostHeaders::UNLEARNED, 0)
-                .map_err(map_error("write", "EGRESS_HOST"))?;
+            self.peers
+                .insert(peer_number(*new), PeerHeaders::UNLEARNED, 0)
+                .map_err(map_error("write", "PEERS"))?;
         }
         Ok(present != *peers)
     }
 
-    /// Makes the ingress cache's containers exactly `containers`, keeping what was learned of those that
+    /// Makes the local containers exactly `containers`, keeping what was learned of those that
     /// stay as they are. Returns whether anything changed. Flows of one that is withheld now are carried
     /// until the epoch is raised.
     ///
@@ -76,7 +78,7 @@ impl Datapath {
     pub fn set_containers(&mut self, containers: &[Present]) -> Result<bool, DatapathError> {
         let mut changed = false;
         let wanted: HashSet<u32> = containers.iter().map(|it| key(it.ip)).collect();
-        for present in keys(&self.ingress) {
+        for present in keys(&self.containers) {
             if !wanted.contains(&present) {
                 self.forget_container(address(present))?;
                 changed = true;
@@ -87,11 +89,11 @@ impl Datapath {
                 withheld: container.withheld.into(),
                 ..LocalContainer::unlearned(container.ifindex)
             };
-            let present = self.ingress.get(&key(container.ip), 0).ok();
+            let present = self.containers.get(&key(container.ip), 0).ok();
             if present.is_none_or(|entry| entry.forgotten() != wanted) {
-                self.ingress
+                self.containers
                     .insert(key(container.ip), wanted, 0)
-                    .map_err(map_error("write", "INGRESS"))?;
+                    .map_err(map_error("write", "CONTAINERS"))?;
                 changed = true;
             }
         }
@@ -104,25 +106,16 @@ impl Datapath {
     ///
     /// [`DatapathError::Map`] if a map can't be written.
     pub fn forget_container(&mut self, ip: Ipv4Addr) -> Result<(), DatapathError> {
-        remove_key(&mut self.ingress, &key(ip), "INGRESS")?;
+        remove_key(&mut self.containers, &key(ip), "CONTAINERS")?;
         self.remove_flows(|flow, _| flow.local == key(ip))?;
-        self.sweep_egress()
+        self.sweep_headers()
     }
 
-    /// Removes the addresses that were learned to be behind `hosts`, and the flows to them. What a
-    /// program enters meanwhile, from a host that it had looked up before, is of an epoch that ends
-    /// with the call.
-    fn forget_behind(&mut self, hosts: &HashSet<u32>) -> Result<(), DatapathError> {
-        let behind = found(&self.egress_ip, |ip, word| {
-            hosts.contains(&word.address()).then_some(ip)
-        });
-        // The host is in the entries of those that something has been sent to.
-        self.remove_flows(|flow, entry| {
-            hosts.contains(&entry.host.whatever()) || behind.contains(&flow.remote)
-        })?;
-        for ip in behind {
-            remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
-        }
+    /// Removes the flows to `peers`, and those of which it is not known yet where they lead: what a peer has sent is
+    /// learned from before an answer shows where it goes. Peers that go end the epoch, and such flows with it. What
+    /// a program enters meanwhile is of an epoch that ends with the call.
+    fn forget_behind(&mut self, peers: &HashSet<PeerNumber>) -> Result<(), DatapathError> {
+        self.remove_flows(|_, entry| entry.leads_to().is_none_or(|peer| peers.contains(&peer)))?;
         Ok(())
     }
 
@@ -134,23 +127,20 @@ impl Datapath {
     /// [`DatapathError::Map`] if a map can't be written.
     pub fn flush(&mut self) -> Result<usize, DatapathError> {
         let flows = self.remove_flows(|_, _| true)?;
-        for ip in keys(&self.egress_ip) {
-            remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
+        for peer in keys(&self.peers) {
+            self.peers
+                .insert(peer, PeerHeaders::UNLEARNED, 0)
+                .map_err(map_error("write", "PEERS"))?;
         }
-        for host in keys(&self.egress_host) {
-            self.egress_host
-                .insert(host, HostHeaders::UNLEARNED, 0)
-                .map_err(map_error("write", "EGRESS_HOST"))?;
-        }
-        for (ip, entry) in entries(&self.ingress) {
-            self.ingress
+        for (ip, entry) in entries(&self.containers) {
+            self.containers
                 .insert(ip, entry.forgotten(), 0)
-                .map_err(map_error("write", "INGRESS"))?;
+                .map_err(map_error("write", "CONTAINERS"))?;
         }
         Ok(flows)
     }
 
-    /// Removes flows that have been dead for `grace` ticks, egress entries that no flow uses, and
+    /// Removes flows that have been dead for `grace` ticks, headers that no flow uses, and
     /// whatever was learned in another epoch. The grace keeps a flow that is about to renew its
     /// lease from being removed while it does.
     ///
@@ -171,23 +161,17 @@ impl Datapath {
             let word = entry.verdict;
             u32::from(word.epoch()) != epoch & 0xffff || word.expiry() + grace < now
         })?;
-        self.sweep_egress()?;
+        self.sweep_headers()?;
         Ok(removed)
     }
 
     /// Removes what has no lease and was learned in another epoch than `epoch`.
     fn sweep_words(&mut self, epoch: u32) -> Result<(), DatapathError> {
-        for (ip, word) in entries(&self.egress_ip) {
-            if word.host(ip, epoch).is_none() {
-                remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
-            }
-        }
-        for (ip, local) in entries(&self.ingress) {
-            let dead = |word: MacWord| word != MacWord(0) && !word.is_current(epoch);
-            if dead(local.destination) || dead(local.source) {
-                self.ingress
+        for (ip, local) in entries(&self.containers) {
+            if local.mac != MacWord(0) && !local.mac.is_current(epoch) {
+                self.containers
                     .insert(ip, local.forgotten(), 0)
-                    .map_err(map_error("write", "INGRESS"))?;
+                    .map_err(map_error("write", "CONTAINERS"))?;
             }
         }
         Ok(())
@@ -197,12 +181,12 @@ impl Datapath {
         &mut self,
         chosen: impl Fn(&FlowKey, &FlowEntry) -> bool,
     ) -> Result<usize, DatapathError> {
-        let flows = found(&self.filter, |flow, entry: FlowEntry| {
+        let flows = found(&self.flows, |flow, entry: FlowEntry| {
             chosen(&flow, &entry).then_some((flow, entry.verdict.is_closed()))
         });
         let mut removed = 0;
         for (flow, is_closed) in flows {
-            match remove_key(&mut self.filter, &flow, "FILTER") {
+            match remove_key(&mut self.flows, &flow, "FLOWS") {
                 // A closed one was counted when it was closed.
                 Ok(was_there) => removed += usize::from(was_there && !is_closed),
                 Err(error) => {
@@ -215,27 +199,14 @@ impl Datapath {
         Ok(removed)
     }
 
-    /// Removes egress addresses that no flow goes to, and what was learned of hosts that no address
-    /// is behind and no flow goes to.
-    fn sweep_egress(&mut self) -> Result<(), DatapathError> {
-        let ends = found(&self.filter, |flow, entry| {
-            Some((flow.remote, entry.host.whatever()))
-        });
-        let remotes: HashSet<u32> = ends.iter().map(|(remote, _)| *remote).collect();
-        // An address may have had to give way to others while its flows go on.
-        let mut hosts: HashSet<u32> = ends.into_iter().map(|(_, host)| host).collect();
-        for (ip, word) in entries(&self.egress_ip) {
-            if remotes.contains(&ip) {
-                hosts.insert(word.address());
-            } else {
-                remove_key(&mut self.egress_ip, &ip, "EGRESS_IP")?;
-            }
-        }
-        for (host, headers) in entries(&self.egress_host) {
-            if headers.ifindex != 0 && !hosts.contains(&host) {
-                self.egress_host
-                    .insert(host, HostHeaders::UNLEARNED, 0)
-                    .map_err(map_error("write", "EGRESS_HOST"))?;
+    /// Removes what was learned of peers that no flow goes to.
+    fn sweep_headers(&mut self) -> Result<(), DatapathError> {
+        let used = found(&self.flows, |_, entry| entry.leads_to());
+        for (peer, headers) in entries(&self.peers) {
+            if headers.ifindex != 0 && !used.contains(&peer) {
+                self.peers
+                    .insert(peer, PeerHeaders::UNLEARNED, 0)
+                    .map_err(map_error("write", "PEERS"))?;
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::{net::Ipv4Addr, path::Path};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use oncache::datapath::{PIN_ROOT, Sizes, clock, pins};
 use oncache_abi::{
-    cache::{HostWord, LocalContainer},
+    container::LocalContainer,
     entry::FlowEntry,
     flow::{FlowKey, Verdict},
     reason::{Program, REASONS_PER_PROGRAM, Reason},
@@ -19,8 +19,7 @@ use oncache_testbed::Host;
 pub struct PinnedMaps {
     counters: PerCpuArray<MapData, u64>,
     settings: Array<MapData, Settings>,
-    filter: HashMap<MapData, FlowKey, FlowEntry>,
-    addresses: HashMap<MapData, u32, HostWord>,
+    flows: HashMap<MapData, FlowKey, FlowEntry>,
     containers: HashMap<MapData, u32, LocalContainer>,
 }
 
@@ -30,7 +29,7 @@ fn key(address: Ipv4Addr) -> u32 {
 }
 
 impl PinnedMaps {
-    /// Those of a host whose filter cache has room for `flows`.
+    /// Those of a host that has room for `flows`.
     ///
     /// # Panics
     /// If they are not there.
@@ -48,9 +47,8 @@ impl PinnedMaps {
                 counters: PerCpuArray::try_from(Map::PerCpuArray(open("COUNTERS")))
                     .expect("an array"),
                 settings: Array::try_from(Map::Array(open("SETTINGS"))).expect("an array"),
-                filter: HashMap::try_from(lru("FILTER")).expect("a map"),
-                addresses: HashMap::try_from(lru("EGRESS_IP")).expect("a map"),
-                containers: HashMap::try_from(hash("INGRESS")).expect("a map"),
+                flows: HashMap::try_from(lru("FLOWS")).expect("a map"),
+                containers: HashMap::try_from(hash("CONTAINERS")).expect("a map"),
             }
         })
     }
@@ -79,19 +77,20 @@ impl PinnedMaps {
     pub fn flows_of(&self, container: Ipv4Addr) -> Vec<(FlowKey, Verdict)> {
         let epoch = self.epoch();
         let now = clock::now();
-        let all = self.filter.iter().filter_map(Result::ok);
+        let all = self.flows.iter().filter_map(Result::ok);
         all.filter(|(flow, _)| flow.local == key(container))
             .map(|(flow, entry)| (flow, entry.verdict.judge(&flow, now, epoch)))
             .collect()
     }
 
-    /// How many flows there are to a remote container, and whether its host is remembered.
+    /// How many flows there are to a remote container, and whether any tells which peer it is behind.
     pub fn traces_of(&self, remote: Ipv4Addr) -> (usize, bool) {
-        let flows = self.filter.keys().filter_map(Result::ok);
-        (
-            flows.filter(|flow| flow.remote == key(remote)).count(),
-            self.addresses.get(&key(remote), 0).is_ok(),
-        )
+        let flows = self.flows.iter().filter_map(Result::ok);
+        let to_it: Vec<_> = flows
+            .filter(|(flow, _)| flow.remote == key(remote))
+            .collect();
+        let is_told = to_it.iter().any(|(_, entry)| entry.leads_to().is_some());
+        (to_it.len(), is_told)
     }
 
     /// The host-side ifindex that a local container's packets are delivered to; none where the fast

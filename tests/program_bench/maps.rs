@@ -7,35 +7,36 @@ use std::{
 };
 
 use oncache_abi::{
-    cache::{HostHeaders, HostWord, LocalContainer},
+    container::LocalContainer,
     entry::FlowEntry,
-    flow::{FilterWord, FlowKey},
+    flow::{FlowKey, VerdictWord},
+    peer::{PeerHeaders, PeerNumber},
 };
 
-/// The four caches. Addresses are keys as in the kernel: network byte order.
+/// The caches. Addresses are keys as in the kernel: network byte order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Maps {
-    /// Filter cache.
     pub flows: HashMap<FlowKey, FlowEntry>,
-    /// Egress cache, first level.
-    pub addresses: HashMap<u32, HostWord>,
-    /// Egress cache, second level.
-    pub hosts: HashMap<u32, HostHeaders>,
-    /// Ingress cache.
+    pub peers: HashMap<PeerNumber, PeerHeaders>,
     pub containers: HashMap<u32, LocalContainer>,
 }
 
 /// Bits of a flow's word that hold the end of its lease.
 const EXPIRY: u32 = 28;
 
-/// A flow's word, field by field as documented at [`FilterWord`].
-pub fn flow_word(key: &FlowKey, directions: u64, epoch: u32, expiry: u64) -> FilterWord {
-    FilterWord(directions | key.tag() << 2 | u64::from(epoch & 0xffff) << 12 | expiry << EXPIRY)
+/// A flow's word, field by field as documented at [`VerdictWord`].
+pub fn flow_word(key: &FlowKey, directions: u64, epoch: u32, expiry: u64) -> VerdictWord {
+    VerdictWord(directions | key.tag() << 2 | u64::from(epoch & 0xffff) << 12 | expiry << EXPIRY)
 }
 
 /// An address as a key.
 pub fn key(address: Ipv4Addr) -> u32 {
     u32::from_ne_bytes(address.octets())
+}
+
+/// The peer at an address.
+pub fn peer(address: Ipv4Addr) -> PeerNumber {
+    PeerNumber(key(address))
 }
 
 impl Maps {
@@ -49,14 +50,9 @@ impl Maps {
     pub fn beyond(&self, other: &Self) -> String {
         let entries = |maps: &Self| -> BTreeSet<String> {
             let flows = maps.flows.iter().map(|entry| format!("{entry:x?}"));
-            let addresses = maps.addresses.iter().map(|entry| format!("{entry:x?}"));
-            let hosts = maps.hosts.iter().map(|entry| format!("{entry:x?}"));
+            let peers = maps.peers.iter().map(|entry| format!("{entry:x?}"));
             let containers = maps.containers.iter().map(|entry| format!("{entry:x?}"));
-            flows
-                .chain(addresses)
-                .chain(hosts)
-                .chain(containers)
-                .collect()
+            flows.chain(peers).chain(containers).collect()
         };
         let (here, there) = (entries(self), entries(other));
         let beyond: Vec<&str> = here.difference(&there).map(String::as_str).collect();

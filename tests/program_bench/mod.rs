@@ -20,9 +20,10 @@ use oncache::datapath::{
     AttachMode, Datapath, PIN_ROOT, PacketContext, RunOutcome, Sizes, clock, epoch::Tuning, pins,
 };
 use oncache_abi::{
-    cache::{HostHeaders, HostWord, LocalContainer},
+    container::LocalContainer,
     entry::FlowEntry,
     flow::FlowKey,
+    peer::{PeerHeaders, PeerNumber},
     reason::{Program, REASONS_PER_PROGRAM, Reason},
     settings::Settings,
     turnover::Turnover,
@@ -30,7 +31,7 @@ use oncache_abi::{
 use oncache_testbed::Place;
 
 pub use frame::{Ends, Frame, sum16};
-pub use maps::{Maps, key};
+pub use maps::{Maps, key, peer};
 
 /// `TC_ACT_UNSPEC`: the packet goes on to the slow path.
 pub const UNSPEC: i32 = -1;
@@ -59,10 +60,9 @@ pub struct Bench {
     datapath: Datapath,
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, u64>,
-    filter: HashMap<MapData, FlowKey, FlowEntry>,
-    egress_ip: HashMap<MapData, u32, HostWord>,
-    egress_host: HashMap<MapData, u32, HostHeaders>,
-    ingress: HashMap<MapData, u32, LocalContainer>,
+    flows: HashMap<MapData, FlowKey, FlowEntry>,
+    peers: HashMap<MapData, PeerNumber, PeerHeaders>,
+    containers: HashMap<MapData, u32, LocalContainer>,
 }
 
 /// Runs `work` with freshly loaded programs, on a thread in the bench's own namespaces.
@@ -104,10 +104,9 @@ impl Bench {
             datapath,
             settings: Map::Array(pinned("SETTINGS")).try_into().expect(bad),
             counters: Map::PerCpuArray(pinned("COUNTERS")).try_into().expect(bad),
-            filter: Map::LruHashMap(pinned("FILTER")).try_into().expect(bad),
-            egress_ip: Map::LruHashMap(pinned("EGRESS_IP")).try_into().expect(bad),
-            egress_host: Map::HashMap(pinned("EGRESS_HOST")).try_into().expect(bad),
-            ingress: Map::HashMap(pinned("INGRESS")).try_into().expect(bad),
+            flows: Map::LruHashMap(pinned("FLOWS")).try_into().expect(bad),
+            peers: Map::HashMap(pinned("PEERS")).try_into().expect(bad),
+            containers: Map::HashMap(pinned("CONTAINERS")).try_into().expect(bad),
         };
         let settings = bench.settings.get(&0, 0).expect("settings");
         let epoch = world::EPOCH;
@@ -162,10 +161,9 @@ impl Bench {
     /// What the programs remember.
     pub fn maps(&self) -> Maps {
         Maps {
-            flows: read(&self.filter),
-            addresses: read(&self.egress_ip),
-            hosts: read(&self.egress_host),
-            containers: read(&self.ingress),
+            flows: read(&self.flows),
+            peers: read(&self.peers),
+            containers: read(&self.containers),
         }
     }
 
@@ -181,16 +179,15 @@ impl Bench {
 
     /// Makes the programs remember exactly this.
     pub fn set(&mut self, maps: &Maps) {
-        write(&mut self.filter, &maps.flows);
-        write(&mut self.egress_ip, &maps.addresses);
-        write(&mut self.egress_host, &maps.hosts);
-        write(&mut self.ingress, &maps.containers);
+        write(&mut self.flows, &maps.flows);
+        write(&mut self.peers, &maps.peers);
+        write(&mut self.containers, &maps.containers);
     }
 
     /// Enters flows, and leaves everything else as it is.
     pub fn enter_flows(&mut self, maps: &Maps) {
         for (flow, word) in &maps.flows {
-            self.filter.insert(flow, word, 0).expect("a flow");
+            self.flows.insert(flow, word, 0).expect("a flow");
         }
     }
 }

@@ -3,17 +3,18 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use oncache_abi::{
-    cache::{HostHeaders, HostWord, LocalContainer, MacWord},
+    container::{LocalContainer, MacWord},
     entry::{FlowEntry, FlowWord},
     flow::{EGRESS, FlowKey, INGRESS},
     mark::{ESTABLISHED, MarkField},
+    peer::PeerHeaders,
     settings::Constants,
 };
 
 use super::{
     Ends, Frame, Maps,
     frame::ETHERNET,
-    maps::{flow_word, key},
+    maps::{flow_word, key, peer},
     tick_in,
 };
 
@@ -76,7 +77,6 @@ pub const FOREIGN_MARK: u32 = 0xa000_1234;
 pub fn constants() -> Constants {
     Constants {
         host: key(HOST),
-        underlay: UNDERLAY,
         network: key(Ipv4Addr::new(10, 42, 0, 0)),
         netmask: key(Ipv4Addr::new(255, 255, 0, 0)),
         vni: (VNI << 8).to_be(),
@@ -200,7 +200,7 @@ pub fn flow_entry(flow: &FlowKey, directions: u64, epoch: u32, expiry: u64) -> F
     };
     FlowEntry {
         verdict: flow_word(flow, directions, epoch, expiry),
-        host: FlowWord(learned(EGRESS, FlowWord::new(flow, key(PEER), epoch).0)),
+        peer: FlowWord(learned(EGRESS, FlowWord::new(flow, key(PEER), epoch).0)),
         device: FlowWord(learned(INGRESS, FlowWord::new(flow, device, epoch).0)),
         mac: MacWord(learned(INGRESS, seal.0)),
         port: FlowWord(learned(
@@ -226,8 +226,8 @@ pub fn fresh(key: &FlowKey, directions: u64) -> FlowEntry {
 /// Before any packet: two peers and two containers.
 pub fn cold() -> Maps {
     Maps::default().but(|maps| {
-        for peer in [PEER, OTHER_PEER] {
-            maps.hosts.insert(key(peer), HostHeaders::UNLEARNED);
+        for address in [PEER, OTHER_PEER] {
+            maps.peers.insert(peer(address), PeerHeaders::UNLEARNED);
         }
         for (container, device) in [(LOCAL, DEVICE), (NEIGHBOUR, NEIGHBOUR_DEVICE)] {
             let entry = LocalContainer::unlearned(device);
@@ -243,8 +243,7 @@ pub fn warm() -> Maps {
             let flow = flow(protocol);
             maps.flows.insert(flow, live(&flow, 3));
         }
-        maps.addresses.insert(key(REMOTE), behind(PEER));
-        maps.hosts.insert(key(PEER), headers());
+        maps.peers.insert(peer(PEER), headers());
         maps.containers.insert(key(LOCAL), reachable());
     })
 }
@@ -260,7 +259,7 @@ pub fn carried_flows() -> Maps {
 }
 
 /// As [`warm`], with flows that one rule alone keeps from the fast path: a container that is none of
-/// ours or was never reached, a remote end that is behind no host.
+/// ours or was never reached, a remote end that is behind no peer.
 pub fn warm_with_traps() -> Maps {
     warm().but(|maps| {
         trap(maps, (STRANGER, REMOTE), |_, entry| {
@@ -269,7 +268,7 @@ pub fn warm_with_traps() -> Maps {
         });
         trap(maps, (NEIGHBOUR, REMOTE), |_, entry| entry.mac = MacWord(0));
         for remote in [OUTSIDE, STRANGER, NEIGHBOUR, LOCAL] {
-            trap(maps, (LOCAL, remote), |_, entry| entry.host = FlowWord(0));
+            trap(maps, (LOCAL, remote), |_, entry| entry.peer = FlowWord(0));
         }
     })
 }
@@ -281,7 +280,7 @@ pub fn warm_with_a_way_out() -> Maps {
     warm_with_traps().but(|maps| {
         trap(maps, (LOCAL, OUTSIDE), |_, _| ());
         trap(maps, (LOCAL, STRANGER), |flow, entry| {
-            entry.host = flow_behind(flow, NO_PEER);
+            entry.peer = flow_behind(flow, NO_PEER);
         });
     })
 }
@@ -299,14 +298,9 @@ fn trap(maps: &mut Maps, ends: (Ipv4Addr, Ipv4Addr), edit: impl Fn(&FlowKey, &mu
     }
 }
 
-/// What a flow's entry says of the host that its remote container is behind.
+/// What a flow's entry says of the peer that its remote container is behind.
 pub fn flow_behind(flow: &FlowKey, host: Ipv4Addr) -> FlowWord {
     FlowWord::new(flow, key(host), EPOCH)
-}
-
-/// The remote container behind a host.
-pub fn behind(host: Ipv4Addr) -> HostWord {
-    HostWord::new(key(REMOTE), key(host), EPOCH)
 }
 
 /// The container that all packets are from or to is withheld.
@@ -316,18 +310,17 @@ pub fn withhold(maps: &mut Maps) {
     }
 }
 
-/// The local container with its MAC headers.
+/// The local container with its MAC address.
 pub fn reachable() -> LocalContainer {
     LocalContainer {
         ifindex: DEVICE,
         withheld: 0,
-        destination: MacWord::new(LOCAL_MAC, EPOCH),
-        source: MacWord::new(GATEWAY_MAC, EPOCH),
+        mac: MacWord::new(LOCAL_MAC, EPOCH),
     }
 }
 
 /// The headers to the peer, taken from what the slow path sends there.
-pub fn headers() -> HostHeaders {
+pub fn headers() -> PeerHeaders {
     let mut bytes = encapsulated_udp(0).0;
     bytes.truncate(64);
     // What differs from packet to packet: TOS, length, ID, checksum; UDP source port and length.
@@ -339,7 +332,7 @@ pub fn headers() -> HostHeaders {
         *word = u64::from_ne_bytes(eight.try_into().expect("eight bytes"));
     }
     let sum = super::frame::sum16(&bytes[ETHERNET..ETHERNET + 20]);
-    HostHeaders {
+    PeerHeaders {
         template,
         ifindex: UNDERLAY,
         epoch: EPOCH,
@@ -349,8 +342,8 @@ pub fn headers() -> HostHeaders {
 }
 
 /// The same, to go by another device.
-pub fn headers_on(ifindex: u32) -> HostHeaders {
-    HostHeaders {
+pub fn headers_on(ifindex: u32) -> PeerHeaders {
+    PeerHeaders {
         ifindex,
         ..headers()
     }
@@ -383,9 +376,4 @@ pub fn at_the_container(arriving: &Frame) -> Frame {
         _ => {}
     });
     one_hop(inner.bytes(0, &LOCAL_MAC).bytes(6, &GATEWAY_MAC))
-}
-
-/// A word of the egress cache that was written for `container`, in `epoch`.
-pub fn host_word(container: Ipv4Addr, epoch: u32) -> HostWord {
-    HostWord::new(key(container), key(PEER), epoch)
 }

@@ -1,8 +1,9 @@
-//! An entry of the filter cache: all that the programs need of a flow, found by one look-up.
+//! An entry of `FLOWS`: all that the programs need of a flow, found by one look-up.
 
 use crate::{
-    cache::MacWord,
-    flow::{EGRESS, FilterWord, FlowKey, INGRESS, Verdict},
+    container::MacWord,
+    flow::{EGRESS, FlowKey, INGRESS, Verdict, VerdictWord},
+    peer::PeerNumber,
     plain_data,
 };
 
@@ -27,7 +28,7 @@ impl FlowWord {
     /// The value, if the word was written for `key` in `epoch`.
     #[inline(always)]
     pub const fn value(self, key: &FlowKey, epoch: u32) -> Option<u32> {
-        let value = self.whatever();
+        let value = self.raw();
         if self.0 ^ value as u64 == Self::new(key, 0, epoch).0 && value != 0 {
             Some(value)
         } else {
@@ -35,22 +36,22 @@ impl FlowWord {
         }
     }
 
-    /// The value, whosever it is, for listings and to clear away.
+    /// The value, whosever it is.
     #[inline(always)]
-    pub const fn whatever(self) -> u32 {
+    const fn raw(self) -> u32 {
         self.0 as u32
     }
 }
 
-/// What the filter cache holds of a flow: whether it may pass, and how.
+/// What is known of a flow: whether it may pass, and how.
 ///
 /// Five words, each whole whenever it is read or written and each with marks of its own of the key
-/// and the epoch it was written for, for the reason given at [`FilterWord`]: an element of an LRU
+/// and the epoch it was written for, for the reason given at [`VerdictWord`]: an element of an LRU
 /// hash may be given to another key while it is read, and what is read then is part one flow's, part
 /// another's. A word of another flow, or of another epoch, counts as not there.
 ///
 /// Invariants:
-/// - The verdict allows the direction from the container only if `host` and `port` were learned with it, and
+/// - The verdict allows the direction from the container only if `peer` and `port` were learned with it, and
 ///   the one to it only if `device` and `mac` were.
 /// - What is learned anew starts from nothing: no word outlives the lease or the epoch of the verdict
 ///   that it was learned with.
@@ -58,9 +59,9 @@ impl FlowWord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowEntry {
     /// Whether the flow may pass.
-    pub verdict: FilterWord,
-    /// The host that the remote container is behind, network byte order.
-    pub host: FlowWord,
+    pub verdict: VerdictWord,
+    /// The peer that the remote container is behind: a [`PeerNumber`].
+    pub peer: FlowWord,
     /// Ifindex of the local container's host-side device.
     pub device: FlowWord,
     /// The local container's MAC address: as [`MacWord`], with the key's wide tag over the epoch.
@@ -100,19 +101,19 @@ impl LocalEnd {
 }
 
 impl FlowEntry {
-    /// The entry after the slow path passed a packet of `key` to the host `host` (network byte order), from the
-    /// outer UDP source port `port` (host byte order).
+    /// The entry after the slow path passed a packet of `key` to `peer`, from the outer UDP source port `port` (host
+    /// byte order).
     #[inline(always)]
     pub const fn learn_egress(
         old: Option<Self>,
         key: &FlowKey,
-        (host, port): (u32, u16),
+        (peer, port): (PeerNumber, u16),
         now: u64,
         lease: u64,
         epoch: u32,
     ) -> Self {
         Self {
-            host: FlowWord::new(key, host, epoch),
+            peer: FlowWord::new(key, peer.0, epoch),
             port: FlowWord::new(key, port as u32, epoch),
             ..Self::learn(old, key, EGRESS, now, lease, epoch)
         }
@@ -137,6 +138,14 @@ impl FlowEntry {
         }
     }
 
+    /// The peer that it tells of, whatever flow and epoch it was learned for: for listings, and to clear away.
+    pub const fn leads_to(&self) -> Option<PeerNumber> {
+        match self.peer.raw() {
+            0 => None,
+            peer => Some(PeerNumber(peer)),
+        }
+    }
+
     const fn learn(
         old: Option<Self>,
         key: &FlowKey,
@@ -151,12 +160,12 @@ impl FlowEntry {
                 Verdict::OneWay | Verdict::Fast
             )
         {
-            let verdict = FilterWord::learn(Some(old.verdict), key, direction, now, lease, epoch);
+            let verdict = VerdictWord::learn(Some(old.verdict), key, direction, now, lease, epoch);
             return Self { verdict, ..old };
         }
         Self {
-            verdict: FilterWord::learn(None, key, direction, now, lease, epoch),
-            host: FlowWord(0),
+            verdict: VerdictWord::learn(None, key, direction, now, lease, epoch),
+            peer: FlowWord(0),
             device: FlowWord(0),
             mac: MacWord(0),
             port: FlowWord(0),
@@ -174,12 +183,12 @@ mod tests {
         ..KEY
     };
     const MAC: [u8; 6] = [2, 3, 4, 5, 6, 7];
-    const HOST: u32 = 0x0c32_a8c0;
+    const PEER: PeerNumber = PeerNumber(0x0c32_a8c0);
     const PORT: u16 = 40000;
 
     // As the programs read them.
-    fn host(entry: &FlowEntry, key: &FlowKey, epoch: u32) -> Option<u32> {
-        entry.host.value(key, epoch)
+    fn peer(entry: &FlowEntry, key: &FlowKey, epoch: u32) -> Option<u32> {
+        entry.peer.value(key, epoch)
     }
 
     fn port(entry: &FlowEntry, key: &FlowKey, epoch: u32) -> Option<u32> {
@@ -191,7 +200,7 @@ mod tests {
     }
 
     fn out(old: Option<FlowEntry>, now: u64, epoch: u32) -> FlowEntry {
-        FlowEntry::learn_egress(old, &KEY, (HOST, PORT), now, 100, epoch)
+        FlowEntry::learn_egress(old, &KEY, (PEER, PORT), now, 100, epoch)
     }
 
     fn delivered(old: Option<FlowEntry>, now: u64, epoch: u32) -> FlowEntry {
@@ -206,13 +215,13 @@ mod tests {
     #[test]
     fn each_direction_teaches_its_own() {
         let entry = out(None, 1000, 7);
-        assert_eq!(host(&entry, &KEY, 7), Some(HOST));
+        assert_eq!(peer(&entry, &KEY, 7), Some(PEER.0));
         assert_eq!(port(&entry, &KEY, 7), Some(PORT.into()));
         assert_eq!(local(&entry, &KEY, 7), None);
         assert_eq!(entry.verdict.judge(&KEY, 1000, 7), Verdict::OneWay);
         let entry = delivered(Some(entry), 1001, 7);
         let mac = 0x0706_0504_0302;
-        assert_eq!(host(&entry, &KEY, 7), Some(HOST));
+        assert_eq!(peer(&entry, &KEY, 7), Some(PEER.0));
         assert_eq!(port(&entry, &KEY, 7), Some(PORT.into()));
         assert_eq!(local(&entry, &KEY, 7), Some(LocalEnd { ifindex: 9, mac }));
         assert_eq!(entry.verdict.judge(&KEY, 1001, 7), Verdict::Fast);
@@ -224,7 +233,7 @@ mod tests {
         let entry = delivered(Some(out(None, 1000, 7)), 1000, 7);
         assert_eq!(local(&entry, &OTHER, 7), None);
         assert_eq!(
-            (host(&entry, &KEY, 8), local(&entry, &KEY, 8)),
+            (peer(&entry, &KEY, 8), local(&entry, &KEY, 8)),
             (None, None)
         );
         assert_eq!(
@@ -235,7 +244,7 @@ mod tests {
             remote: 0x0402_2a0a,
             ..KEY
         };
-        assert_eq!(host(&entry, &elsewhere, 7), None);
+        assert_eq!(peer(&entry, &elsewhere, 7), None);
     }
 
     /// As if the element had been given to another flow while it was read.
@@ -264,15 +273,22 @@ mod tests {
         assert_eq!(renewed.verdict.directions(), EGRESS);
         // And in another epoch.
         let renewed = delivered(Some(entry), 1050, 8);
-        assert_eq!(host(&renewed, &KEY, 8), None);
+        assert_eq!(peer(&renewed, &KEY, 8), None);
         assert_eq!(renewed.verdict.directions(), INGRESS);
     }
 
     #[test]
-    fn a_host_that_changes_is_replaced() {
+    fn a_peer_that_changes_is_replaced() {
         let entry = delivered(Some(out(None, 1000, 7)), 1001, 7);
-        let moved = FlowEntry::learn_egress(Some(entry), &KEY, (HOST + 1, PORT), 1002, 100, 7);
-        assert_eq!(host(&moved, &KEY, 7), Some(HOST + 1));
+        let moved = FlowEntry::learn_egress(
+            Some(entry),
+            &KEY,
+            (PeerNumber(PEER.0 + 1), PORT),
+            1002,
+            100,
+            7,
+        );
+        assert_eq!(peer(&moved, &KEY, 7), Some(PEER.0 + 1));
         assert_eq!(local(&moved, &KEY, 7), local(&entry, &KEY, 7));
     }
 
@@ -289,8 +305,8 @@ mod tests {
         };
         assert_eq!(blank.wide_tag(), 0);
         let empty = FlowEntry {
-            verdict: FilterWord(0),
-            host: FlowWord(0),
+            verdict: VerdictWord(0),
+            peer: FlowWord(0),
             device: FlowWord(0),
             mac: MacWord(0),
             port: FlowWord(0),

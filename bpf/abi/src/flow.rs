@@ -1,4 +1,4 @@
-//! The filter cache: a flow's key, and the one word that says what the slow path allowed.
+//! Flows: the key of one, and the one word that says what the slow path allowed.
 
 use crate::plain_data;
 
@@ -23,7 +23,7 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
-    /// Ten bits folded from the key, carried in its word (see [`FilterWord`]).
+    /// Ten bits folded from the key, carried in its word (see [`VerdictWord`]).
     #[inline(always)]
     pub const fn tag(&self) -> u64 {
         self.mixed() >> 54
@@ -68,7 +68,7 @@ pub const fn ticks(nanoseconds: u64) -> u64 {
     nanoseconds >> TICK_SHIFT
 }
 
-/// What the filter cache knows of a flow, in one 64-bit word.
+/// What the slow path allowed of a flow, in one 64-bit word.
 ///
 /// | bits | meaning |
 /// | --- | --- |
@@ -90,9 +90,9 @@ pub const fn ticks(nanoseconds: u64) -> u64 {
 ///   to the slow path once a lease.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FilterWord(pub u64);
+pub struct VerdictWord(pub u64);
 
-plain_data!(FlowKey, FilterWord);
+plain_data!(FlowKey, VerdictWord);
 
 /// Why a word allows the fast path, or why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,7 @@ pub enum Verdict {
     Closed,
 }
 
-impl FilterWord {
+impl VerdictWord {
     /// Tick at which the lease ends.
     #[inline(always)]
     pub const fn expiry(self) -> u64 {
@@ -130,7 +130,7 @@ impl FilterWord {
         self.0 & BOTH
     }
 
-    /// Whether its flow's connection has ended since it was learned (see [`FilterWord::close`]).
+    /// Whether its flow's connection has ended since it was learned (see [`VerdictWord::close`]).
     #[inline(always)]
     pub const fn is_closed(self) -> bool {
         self.directions() == 0
@@ -156,7 +156,7 @@ impl FilterWord {
         }
     }
 
-    /// Whether [`FilterWord::judge`] says [`Verdict::Fast`]: the question of every packet that takes the
+    /// Whether [`VerdictWord::judge`] says [`Verdict::Fast`]: the question of every packet that takes the
     /// fast path, in fewer steps.
     #[inline(always)]
     pub const fn is_fast(self, key: &FlowKey, now: u64, epoch: u32) -> bool {
@@ -222,14 +222,14 @@ pub(crate) mod tests {
         reserved: [0; 3],
     };
 
-    fn fresh(direction: u64) -> FilterWord {
-        FilterWord::learn(None, &KEY, direction, 1000, 100, 7)
+    fn fresh(direction: u64) -> VerdictWord {
+        VerdictWord::learn(None, &KEY, direction, 1000, 100, 7)
     }
 
     #[test]
     fn key_has_no_padding() {
         assert_eq!(size_of::<FlowKey>(), 16);
-        assert_eq!(size_of::<FilterWord>(), 8);
+        assert_eq!(size_of::<VerdictWord>(), 8);
     }
 
     #[test]
@@ -240,30 +240,30 @@ pub(crate) mod tests {
 
     #[test]
     fn both_directions_are_fast_until_the_lease_ends() {
-        let word = FilterWord::learn(Some(fresh(EGRESS)), &KEY, INGRESS, 1050, 100, 7);
+        let word = VerdictWord::learn(Some(fresh(EGRESS)), &KEY, INGRESS, 1050, 100, 7);
         assert_eq!(word.judge(&KEY, 1099, 7), Verdict::Fast);
         assert_eq!(word.judge(&KEY, 1100, 7), Verdict::LeaseExpired);
     }
 
     #[test]
     fn the_second_direction_does_not_prolong_the_lease() {
-        let word = FilterWord::learn(Some(fresh(EGRESS)), &KEY, INGRESS, 1099, 100, 7);
+        let word = VerdictWord::learn(Some(fresh(EGRESS)), &KEY, INGRESS, 1099, 100, 7);
         assert_eq!(word.expiry(), 1100);
     }
 
     #[test]
     fn an_expired_word_forgets_the_other_direction() {
-        let both = FilterWord::learn(Some(fresh(EGRESS)), &KEY, INGRESS, 1001, 100, 7);
-        let renewed = FilterWord::learn(Some(both), &KEY, EGRESS, 1100, 100, 7);
+        let both = VerdictWord::learn(Some(fresh(EGRESS)), &KEY, INGRESS, 1001, 100, 7);
+        let renewed = VerdictWord::learn(Some(both), &KEY, EGRESS, 1100, 100, 7);
         assert_eq!(renewed.directions(), EGRESS);
         assert_eq!(renewed.expiry(), 1200);
     }
 
     #[test]
     fn a_word_of_another_epoch_is_dead_and_not_added_to() {
-        let both = FilterWord::learn(Some(fresh(EGRESS)), &KEY, INGRESS, 1001, 100, 7);
+        let both = VerdictWord::learn(Some(fresh(EGRESS)), &KEY, INGRESS, 1001, 100, 7);
         assert_eq!(both.judge(&KEY, 1001, 8), Verdict::StaleEpoch);
-        let relearned = FilterWord::learn(Some(both), &KEY, EGRESS, 1001, 100, 8);
+        let relearned = VerdictWord::learn(Some(both), &KEY, EGRESS, 1001, 100, 8);
         assert_eq!(relearned.judge(&KEY, 1001, 8), Verdict::OneWay);
     }
 
@@ -275,20 +275,20 @@ pub(crate) mod tests {
         };
         assert_ne!(other.tag(), KEY.tag());
         assert_eq!(fresh(EGRESS).judge(&other, 1000, 7), Verdict::Unknown);
-        let both = FilterWord::learn(Some(fresh(EGRESS)), &other, INGRESS, 1000, 100, 7);
+        let both = VerdictWord::learn(Some(fresh(EGRESS)), &other, INGRESS, 1000, 100, 7);
         assert_eq!(both.directions(), INGRESS);
     }
 
     #[test]
     fn a_closed_flow_allows_nothing_and_is_learned_from_the_beginning() {
-        let both = FilterWord::learn(Some(fresh(EGRESS)), &KEY, INGRESS, 1001, 100, 7);
+        let both = VerdictWord::learn(Some(fresh(EGRESS)), &KEY, INGRESS, 1001, 100, 7);
         for open in [fresh(EGRESS), fresh(INGRESS), both] {
             let closed = open.close(&KEY).expect("it was open");
             assert!(closed.is_closed() && closed.is_of(&KEY));
             assert_eq!(closed.judge(&KEY, 1001, 7), Verdict::Closed);
             assert_eq!(closed.close(&KEY), None);
             for direction in [EGRESS, INGRESS] {
-                let word = FilterWord::learn(Some(closed), &KEY, direction, 1050, 100, 7);
+                let word = VerdictWord::learn(Some(closed), &KEY, direction, 1050, 100, 7);
                 assert_eq!(word.directions(), direction);
                 assert_eq!(word.expiry(), 1150, "the lease is its own");
             }
@@ -309,10 +309,10 @@ pub(crate) mod tests {
 
     #[test]
     fn the_short_question_has_the_same_answer() {
-        let both = FilterWord::learn(Some(fresh(EGRESS)), &KEY, INGRESS, 1001, 100, 7);
-        let flipped = (0..64).map(|bit| FilterWord(both.0 ^ 1 << bit));
+        let both = VerdictWord::learn(Some(fresh(EGRESS)), &KEY, INGRESS, 1001, 100, 7);
+        let flipped = (0..64).map(|bit| VerdictWord(both.0 ^ 1 << bit));
         let mut fast = 0;
-        for word in flipped.chain([both, fresh(EGRESS), FilterWord(0)]) {
+        for word in flipped.chain([both, fresh(EGRESS), VerdictWord(0)]) {
             for now in [0, 1000, 1099, 1100, u64::from(u32::MAX)] {
                 for epoch in [6, 7, 8, 0x1_0007] {
                     let is_fast = word.judge(&KEY, now, epoch) == Verdict::Fast;
@@ -326,12 +326,12 @@ pub(crate) mod tests {
 
     #[test]
     fn a_zero_word_allows_nothing() {
-        assert_ne!(FilterWord(0).judge(&KEY, 0, 0), Verdict::Fast);
+        assert_ne!(VerdictWord(0).judge(&KEY, 0, 0), Verdict::Fast);
     }
 
     #[test]
     fn epochs_are_compared_by_their_low_sixteen_bits() {
-        let word = FilterWord::learn(None, &KEY, EGRESS, 0, 10, 0x1_0007);
+        let word = VerdictWord::learn(None, &KEY, EGRESS, 0, 10, 0x1_0007);
         assert_eq!(word.epoch(), 7);
         assert_eq!(word.judge(&KEY, 0, 0x1_0007), Verdict::OneWay);
     }

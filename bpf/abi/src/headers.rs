@@ -8,28 +8,6 @@ pub const IPV4_LEN: usize = 20;
 pub const UDP_LEN: usize = 8;
 /// Length of a TCP header without options.
 pub const TCP_LEN: usize = 20;
-/// Length of a VXLAN header (RFC 7348, section 5).
-pub const VXLAN_LEN: usize = 8;
-/// What VXLAN encapsulation adds to a frame: outer IPv4, UDP, VXLAN and inner Ethernet.
-pub const OVERHEAD: usize = IPV4_LEN + UDP_LEN + VXLAN_LEN + ETH_LEN;
-
-/// Offsets, from the frame's start, of the outer fields that differ from packet to packet.
-pub mod varying {
-    use super::{ETH_LEN, IPV4_LEN};
-
-    /// IPv4 TOS, one byte.
-    pub const TOS: usize = ETH_LEN + 1;
-    /// IPv4 total length, two bytes.
-    pub const TOTAL_LENGTH: usize = ETH_LEN + 2;
-    /// IPv4 ID, two bytes.
-    pub const ID: usize = ETH_LEN + 4;
-    /// IPv4 header checksum, two bytes.
-    pub const CHECKSUM: usize = ETH_LEN + 10;
-    /// UDP source port, two bytes.
-    pub const SOURCE_PORT: usize = ETH_LEN + IPV4_LEN;
-    /// UDP length, two bytes.
-    pub const UDP_LENGTH: usize = ETH_LEN + IPV4_LEN + 4;
-}
 
 /// EtherType of IPv4, host byte order.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -52,8 +30,6 @@ pub const TCP_STATE_FLAGS: u8 = 0x07;
 pub const TCP_ACK: u8 = 0x10;
 /// URG in the TCP flags byte.
 pub const TCP_URG: u8 = 0x20;
-/// First four bytes of a VXLAN header with a VNI and nothing else (RFC 7348, section 5).
-pub const VXLAN_FLAGS: [u8; 4] = [0x08, 0, 0, 0];
 
 /// The ECN bits of a TOS byte (RFC 3168, section 5).
 pub const ECN_MASK: u8 = 3;

@@ -1,5 +1,5 @@
 //! The types that oncache's eBPF programs and its daemon share, and the decisions both must take
-//! alike: what a cache word means, what a mark says, when an entry is dead.
+//! alike: what an entry's words mean, what a mark says, when an entry is dead.
 //!
 //! Everything here is plain data and pure functions: no kernel helper, no allocation, so that the
 //! rules of the data path are tested without a kernel. A change of any file in this crate changes
@@ -8,15 +8,17 @@
 #![no_std]
 
 pub mod admission;
-pub mod cache;
 pub mod checksum;
+pub mod container;
 pub mod entry;
 pub mod flow;
 pub mod headers;
 pub mod mark;
+pub mod peer;
 pub mod reason;
 pub mod settings;
 pub mod turnover;
+pub mod vxlan;
 
 /// Marks a type as plain data for aya, on the daemon's side only.
 macro_rules! plain_data {

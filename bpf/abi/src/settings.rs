@@ -9,8 +9,6 @@ use crate::plain_data;
 pub struct Constants {
     /// Underlay address of this host, network byte order.
     pub host: u32,
-    /// Ifindex of the underlay device.
-    pub underlay: u32,
     /// Network of all containers, network byte order.
     pub network: u32,
     /// Its mask, network byte order.
@@ -24,7 +22,7 @@ pub struct Constants {
     pub mtu: u32,
     /// Address of the bridge, network byte order.
     pub gateway_address: u32,
-    /// Room of the filter cache, in flows.
+    /// Room for flows.
     pub flows: u32,
     /// UDP port of VXLAN, network byte order.
     pub port: u16,
@@ -149,7 +147,7 @@ mod tests {
 
     #[test]
     fn values_have_no_padding() {
-        assert_eq!(size_of::<Constants>(), 9 * 4 + 2 + 6 + 6 + 2);
+        assert_eq!(size_of::<Constants>(), 8 * 4 + 2 + 6 + 6 + 2);
         assert_eq!(size_of::<Settings>(), 32);
     }
 }

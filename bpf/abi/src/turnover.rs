@@ -1,4 +1,4 @@
-//! How many flows came into the filter cache and how many were taken out of it, from which follows
+//! How many flows came into `FLOWS` and how many were taken out of it, from which follows
 //! how many had to give way.
 //!
 //! The kernel does not tell what an LRU hash evicts (kernel/bpf/bpf_lru_list.c). But an entry that
@@ -6,7 +6,7 @@
 
 use crate::reason::REASONS_PER_PROGRAM;
 
-/// What happened to an entry of the filter cache.
+/// What happened to a flow's entry.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turnover {

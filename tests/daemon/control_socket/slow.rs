@@ -8,7 +8,7 @@ use std::{
 
 use aya::maps::{HashMap, MapData};
 use oncache::datapath::{PIN_ROOT, Sizes, pins};
-use oncache_abi::{entry::FlowEntry, flow::FlowKey};
+use oncache_abi::{entry::FlowEntry, flow::FlowKey, peer::PeerNumber};
 use oncache_testbed::Host;
 
 use super::{
@@ -70,12 +70,12 @@ fn callers_that_never_finish_are_shown_out() {
     println!("after:  {:?}", Holdings::of(host));
 }
 
-/// Puts flows into the daemon's filter cache.
+/// Puts flows into the daemon's map.
 fn fill_filter(host: &Host, flows: u16) {
     let root = std::path::Path::new(PIN_ROOT);
-    let pin = pins::maps(root, Sizes { flows: 65536 }).join("FILTER");
+    let pin = pins::maps(root, Sizes { flows: 65536 }).join("FLOWS");
     host.enter(|| {
-        let map = aya::maps::Map::LruHashMap(MapData::from_pin(pin).expect("the filter cache"));
+        let map = aya::maps::Map::LruHashMap(MapData::from_pin(pin).expect("the map of flows"));
         let mut map: HashMap<MapData, FlowKey, FlowEntry> =
             HashMap::try_from(map).expect("flows and words");
         for port in 0..flows {
@@ -87,7 +87,7 @@ fn fill_filter(host: &Host, flows: u16) {
                 protocol: 6,
                 reserved: [0; 3],
             };
-            let word = FlowEntry::learn_egress(None, &key, (1, 1), 0, 1 << 30, 1);
+            let word = FlowEntry::learn_egress(None, &key, (PeerNumber(1), 1), 0, 1 << 30, 1);
             map.insert(key, word, 0).expect("room in the cache");
         }
     });

@@ -22,7 +22,7 @@ fn litter(host: &Host) {
          ln links/onc-web:egress links/onc-gone:egress
          ln links/eth1:ingress 'links/eth9%2e7:ingress'
          mkdir maps/0123456789abcdef-4096 maps/{0}-1024 maps/empty
-         ln {here}/FILTER maps/0123456789abcdef-4096/FILTER
+         ln {here}/FLOWS maps/0123456789abcdef-4096/FLOWS
          ln {here}/SETTINGS maps/{0}-1024/SETTINGS
          ip link add onc-lost type veth peer name lost
          ip link set onc-lost alias 'oncache container lost'",

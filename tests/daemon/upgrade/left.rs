@@ -18,14 +18,7 @@ pub fn pins(host: &Host) -> String {
 /// maps.
 pub fn wanted_pins(abi: &str, flows: u32, devices: &[&str]) -> String {
     let maps = format!("./maps/{abi}-{flows}");
-    let names = [
-        "COUNTERS",
-        "EGRESS_HOST",
-        "EGRESS_IP",
-        "FILTER",
-        "INGRESS",
-        "SETTINGS",
-    ];
+    let names = ["CONTAINERS", "COUNTERS", "FLOWS", "PEERS", "SETTINGS"];
     let mut lines = vec!["./links".to_owned(), "./maps".to_owned(), maps.clone()];
     lines.extend(names.iter().map(|name| format!("{maps}/{name}")));
     lines.extend(["egress_init", "ingress"].map(|it| format!("./links/eth1:{it}")));

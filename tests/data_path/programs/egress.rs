@@ -1,15 +1,16 @@
 //! `egress`: from a container.
 
 use oncache_abi::{
-    cache::{HostHeaders, LocalContainer},
+    container::LocalContainer,
     entry::FlowWord,
+    peer::PeerHeaders,
     reason::{Program, Reason::*},
 };
 
 use super::{
     case::{Case, check},
     entries::{EGRESS, closed, other_flow},
-    program_bench::{Frame, key, world::*},
+    program_bench::{Frame, key, peer, world::*},
 };
 
 /// Offset of the IPv4 header, and of the header behind it.
@@ -27,7 +28,7 @@ fn ip(edit: impl FnOnce(&mut [u8])) -> Frame {
 /// With the headers to the peer learned on another device.
 fn by(ifindex: u32, case: Case) -> Case {
     case.given(|maps| {
-        maps.hosts.insert(key(PEER), headers_on(ifindex));
+        maps.peers.insert(peer(PEER), headers_on(ifindex));
     })
 }
 
@@ -200,15 +201,15 @@ fn uncached() -> Vec<Case> {
             entry.port = flow_entry(&other_flow(), 3, EPOCH, 0).port;
         }),
         miss("host no longer a peer", HostUnlearned).given(|maps| {
-            maps.hosts.remove(&key(PEER));
+            maps.peers.remove(&peer(PEER));
         }),
         miss("no headers yet", HostUnlearned).given(|maps| {
-            maps.hosts.insert(key(PEER), HostHeaders::UNLEARNED);
+            maps.peers.insert(peer(PEER), PeerHeaders::UNLEARNED);
         }),
         miss("headers of another epoch", HostUnlearned).given(|maps| {
-            maps.hosts.insert(
-                key(PEER),
-                HostHeaders {
+            maps.peers.insert(
+                peer(PEER),
+                PeerHeaders {
                     epoch: EPOCH + 1,
                     ..headers()
                 },
@@ -219,9 +220,9 @@ fn uncached() -> Vec<Case> {
             HostUnlearned,
         )
         .given(|maps| {
-            maps.hosts.insert(
-                key(PEER),
-                HostHeaders {
+            maps.peers.insert(
+                peer(PEER),
+                PeerHeaders {
                     epoch: EPOCH & 0xffff,
                     ..headers()
                 },
@@ -237,10 +238,9 @@ fn uncached() -> Vec<Case> {
             maps.containers
                 .insert(key(LOCAL), LocalContainer::unlearned(DEVICE));
         }),
-        // A hit needs neither of these: its entry has what they had.
+        // A hit does not ask for its container: its entry has what that had.
         case("nothing but the flow and the headers", sent_udp(100))
             .given(|maps| {
-                maps.addresses.clear();
                 maps.containers.clear();
             })
             .hits_the_wire(),

@@ -1,15 +1,15 @@
 //! `egress_init`: what is learned from packets that the slow path has encapsulated.
 
 use oncache_abi::{
-    cache::HostHeaders,
     entry::FlowWord,
     mark::{EGRESS_MISS, INGRESS_MISS},
+    peer::PeerHeaders,
     reason::{Program, Reason::*},
 };
 
 use super::{
     case::{Case, check},
-    program_bench::{Frame, Maps, key, tick_in, world::*},
+    program_bench::{Frame, Maps, peer, tick_in, world::*},
 };
 
 const IP: usize = 14;
@@ -89,8 +89,7 @@ fn unproven() -> Vec<Case> {
 
 /// The way to the peer, as learned from any packet to it.
 fn way(maps: &mut Maps) {
-    maps.addresses.insert(key(REMOTE), behind(PEER));
-    maps.hosts.insert(key(PEER), headers());
+    maps.peers.insert(peer(PEER), headers());
 }
 
 fn learned() -> Vec<Case> {
@@ -156,11 +155,9 @@ fn learned() -> Vec<Case> {
                 *maps = warm();
                 let old = flow_entry(&flow(17), 3, EPOCH - 1, tick_in(2 * LEASE));
                 maps.flows.insert(flow(17), old);
-                maps.addresses
-                    .insert(key(REMOTE), host_word(REMOTE, EPOCH - 1));
-                maps.hosts.insert(
-                    key(PEER),
-                    HostHeaders {
+                maps.peers.insert(
+                    peer(PEER),
+                    PeerHeaders {
                         epoch: EPOCH - 1,
                         ..headers()
                     },
@@ -186,7 +183,7 @@ fn learned() -> Vec<Case> {
                 let mut first = learned.template[0].to_ne_bytes();
                 first[5] = 77;
                 learned.template[0] = u64::from_ne_bytes(first);
-                maps.hosts.insert(key(PEER), learned);
+                maps.peers.insert(peer(PEER), learned);
             }),
         learns("the container has moved", outer(|ip| ip[19] = 13))
             .given(|maps| *maps = warm())
@@ -198,11 +195,10 @@ fn learned() -> Vec<Case> {
                 // 192.168.50.13 for .12: the sum grows by one in its low byte.
                 learned.ip_sum =
                     u32::from((u16::try_from(learned.ip_sum).expect("a sum").to_be() + 1).to_be());
-                maps.hosts.insert(key(OTHER_PEER), learned);
-                maps.addresses.insert(key(REMOTE), behind(OTHER_PEER));
+                maps.peers.insert(peer(OTHER_PEER), learned);
                 for (flow, entry) in &mut maps.flows {
                     if flow.protocol == 17 {
-                        entry.host = flow_behind(flow, OTHER_PEER);
+                        entry.peer = flow_behind(flow, OTHER_PEER);
                     }
                 }
             }),

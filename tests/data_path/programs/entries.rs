@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use oncache_abi::{
-    cache::MacWord,
+    container::MacWord,
     entry::{FlowEntry, FlowWord},
     flow::FlowKey,
     reason::{
@@ -126,12 +126,12 @@ impl Carrier {
             but("MAC address of another flow", ContainerUnlearned, |entry| {
                 entry.mac = flow_entry(&other_flow(), 3, EPOCH, 0).mac;
             }),
-            but("host unknown", NoHost, |entry| entry.host = FlowWord(0)),
+            but("host unknown", NoHost, |entry| entry.peer = FlowWord(0)),
             but("host of another epoch", NoHost, |entry| {
-                entry.host = flow_entry(&flow(17), 3, EPOCH + 1, 0).host;
+                entry.peer = flow_entry(&flow(17), 3, EPOCH + 1, 0).peer;
             }),
             but("host of another flow", NoHost, |entry| {
-                entry.host = flow_entry(&other_flow(), 3, EPOCH, 0).host;
+                entry.peer = flow_entry(&other_flow(), 3, EPOCH, 0).peer;
             }),
         ]
     }

@@ -29,22 +29,16 @@ fn of_the_next_epoch(maps: &Maps) -> usize {
         .values()
         .filter(|word| word.verdict.epoch() == low)
         .count();
-    let addresses = maps
-        .addresses
-        .values()
-        .filter(|word| word.epoch() == low)
-        .count();
-    let hosts = maps
-        .hosts
+    let peers = maps
+        .peers
         .values()
         .filter(|headers| headers.epoch == next)
         .count();
     let containers = maps.containers.values();
     let macs = containers
-        .flat_map(|container| [container.destination, container.source])
-        .filter(|mac| mac.is_current(next))
+        .filter(|container| container.mac.is_current(next))
         .count();
-    flows + addresses + hosts + macs
+    flows + peers + macs
 }
 
 fn learn_while_epochs_change(bench: &mut Bench, program: Program, frame: &Frame, mark: u32) {

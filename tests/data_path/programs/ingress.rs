@@ -217,7 +217,7 @@ fn uncached() -> Vec<Case> {
             })
             .misses(NoFlow),
         INGRESS.but("sender behind another peer", WrongHost, |entry| {
-            entry.host = flow_behind(&flow(17), OTHER_PEER);
+            entry.peer = flow_behind(&flow(17), OTHER_PEER);
         }),
         case("from another peer", outer(|ip| ip[15] = 13)).misses(WrongHost),
     ]
@@ -243,7 +243,7 @@ fn hits() -> Vec<Case> {
         // Headers to the peer are not needed to receive from it.
         case("no headers to the peer", arriving_udp(100))
             .given(|maps| {
-                maps.hosts.extend(cold().hosts);
+                maps.peers.extend(cold().peers);
             })
             .hits_the_container(),
     ];

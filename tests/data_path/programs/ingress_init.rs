@@ -1,7 +1,7 @@
 //! `ingress_init`: what is learned from packets that the slow path delivers.
 
 use oncache_abi::{
-    cache::{LocalContainer, MacWord},
+    container::{LocalContainer, MacWord},
     mark::{EGRESS_MISS, INGRESS_MISS},
     reason::{Program, Reason::*},
 };
@@ -121,16 +121,9 @@ fn learned() -> Vec<Case> {
                 *maps = warm();
                 let old = flow_entry(&flow(17), 3, EPOCH - 1, tick_in(2 * LEASE));
                 maps.flows.insert(flow(17), old);
-                let mac = |mac| MacWord::new(mac, EPOCH - 1);
-                let (destination, source) = (mac(LOCAL_MAC), mac(GATEWAY_MAC));
-                maps.containers.insert(
-                    key(LOCAL),
-                    LocalContainer {
-                        destination,
-                        source,
-                        ..reachable()
-                    },
-                );
+                let mac = MacWord::new(LOCAL_MAC, EPOCH - 1);
+                maps.containers
+                    .insert(key(LOCAL), LocalContainer { mac, ..reachable() });
             })
             .then(|maps| {
                 maps.containers.insert(key(LOCAL), reachable());
@@ -140,16 +133,11 @@ fn learned() -> Vec<Case> {
             .given(|maps| *maps = warm())
             .then(|maps| {
                 let [a, b, c, d, e, _] = LOCAL_MAC;
-                let destination = MacWord::new([a, b, c, d, e, 77], EPOCH);
+                let mac = MacWord::new([a, b, c, d, e, 77], EPOCH);
                 let entry = maps.flows.get_mut(&flow(17)).expect("a warm flow");
                 entry.mac.0 = entry.mac.0 & !(0xff << 40) | 77 << 40;
-                maps.containers.insert(
-                    key(LOCAL),
-                    LocalContainer {
-                        destination,
-                        ..reachable()
-                    },
-                );
+                maps.containers
+                    .insert(key(LOCAL), LocalContainer { mac, ..reachable() });
             }),
     ]
 }

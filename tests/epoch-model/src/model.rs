@@ -5,9 +5,9 @@
 //! keeps by which rules it was learned, which nobody decides by and every promise is about.
 
 use oncache_abi::{
-    cache::MacWord,
+    container::MacWord,
     entry::FlowWord,
-    flow::{EGRESS, FilterWord, FlowKey, INGRESS, Verdict},
+    flow::{EGRESS, FlowKey, INGRESS, Verdict, VerdictWord},
     mark::{EGRESS_MISS, EPOCH_SHIFT, INGRESS_MISS, Lesson, MarkField},
     settings::Settings,
 };
@@ -350,13 +350,13 @@ impl State {
             Stage::Outside => ("enters", Stage::Entered { epoch: self.epoch }),
             Stage::Entered { epoch } if packet.accepts => {
                 state.flow = self.flow.map(|(word, by)| {
-                    let word = FilterWord(word);
+                    let word = VerdictWord(word);
                     (word.close(&KEY).unwrap_or(word).0, by)
                 });
                 ("closes the flow and misses", missed(epoch))
             }
             Stage::Entered { epoch } => match self.flow {
-                Some((word, by)) if self.is_allowed(FilterWord(word), epoch, scenario.flaw) => {
+                Some((word, by)) if self.is_allowed(VerdictWord(word), epoch, scenario.flaw) => {
                     ("is allowed", Stage::Allowed { epoch, by })
                 }
                 _ => ("misses", missed(epoch)),
@@ -423,7 +423,7 @@ impl State {
                 };
                 let flow = self.learned(old, direction, epoch, rules, scenario);
                 state.flow = Some(flow);
-                seen = self.judge_lesson(FilterWord(flow.0), rules);
+                seen = self.judge_lesson(VerdictWord(flow.0), rules);
                 ("has its flow entered", Stage::Gone)
             }
         };
@@ -431,7 +431,7 @@ impl State {
         Some((what, seen, state))
     }
 
-    fn is_allowed(&self, word: FilterWord, epoch: u32, flaw: Flaw) -> bool {
+    fn is_allowed(&self, word: VerdictWord, epoch: u32, flaw: Flaw) -> bool {
         let now = match flaw {
             Flaw::NoLease => 0,
             _ => self.now,
@@ -478,8 +478,8 @@ impl State {
         scenario: &Scenario,
     ) -> (u64, [u8; 2]) {
         let (now, lease) = (self.now, u64::from(scenario.lease));
-        let before = old.map(|(word, _)| FilterWord(word));
-        let word = FilterWord::learn(before, &KEY, direction, now, lease, epoch);
+        let before = old.map(|(word, _)| VerdictWord(word));
+        let word = VerdictWord::learn(before, &KEY, direction, now, lease, epoch);
         // The direction that was there keeps the rules that it was learned by.
         let mut by = old.map_or([rules; 2], |(_, by)| by);
         by[usize::from(direction == INGRESS)] = rules;
@@ -520,7 +520,7 @@ impl State {
     }
 
     /// What is entered from a packet of older rules must be dead already.
-    fn judge_lesson(&self, word: FilterWord, rules: u8) -> Seen {
+    fn judge_lesson(&self, word: VerdictWord, rules: u8) -> Seen {
         let alive = matches!(
             word.judge(&KEY, self.now, self.epoch),
             Verdict::Fast | Verdict::OneWay
@@ -640,7 +640,7 @@ impl State {
         let between = epoch.wrapping_add(1 << 15);
         self.flow = self
             .flow
-            .filter(|(word, _)| u32::from(FilterWord(*word).epoch()) == between & 0xffff);
+            .filter(|(word, _)| u32::from(VerdictWord(*word).epoch()) == between & 0xffff);
         self.host = self
             .host
             .filter(|(word, _)| FlowWord(*word).value(&KEY, between).is_some());

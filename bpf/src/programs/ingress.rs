@@ -2,50 +2,51 @@
 
 use aya_ebpf::{bindings::BPF_F_ADJ_ROOM_FIXED_GSO, helpers::bpf_redirect_peer};
 use oncache_abi::{
-    cache::HEADER_LEN,
     entry::LocalEnd,
     flow::FlowKey,
-    headers::{ETH_LEN, ETHERTYPE_IPV4, IPV4_LEN, OVERHEAD, TCP, UDP, decapsulated_tos},
+    headers::{ETH_LEN, TCP, UDP, decapsulated_tos},
     mark::INGRESS_MISS,
+    peer::PeerNumber,
     reason::{Program, Reason},
 };
 
 use crate::{
     counters::count,
-    egress::judge,
+    family::Family,
     inner::{self, Inner},
     jiffy,
-    learning::{NO_PLACE, Place, close_flow, is_turned_away},
-    maps::{EGRESS_HOST, INGRESS, constant, mac_constant, settings},
-    outer::{self, Outer},
+    learning::{NO_PLACE, Place, close_flow, is_turned_away, judge},
+    maps::{PEERS, constant, mac_constant, settings},
     packet::Skb,
+    tunnel::Tunnel,
 };
 
 /// Delivers the packet by the caches, or says why not.
 #[inline(always)]
-pub fn run(skb: &Skb) -> Result<i32, Option<Reason>> {
+pub fn run<F: Family, T: Tunnel>(skb: &Skb) -> Result<i32, Option<Reason>> {
     skb.clear_mark();
-    if !skb.is_plain_ipv4() {
-        return Err(Some(Reason::NotIpv4));
-    }
-    let outer = outer::parse(skb)?;
-    check_outer(skb, outer)?;
+    let outer = T::parse::<F>(skb)?;
+    outer.check_received::<F>(skb)?;
     // Kept: decapsulation ends what can be read of the outer headers.
-    let source = outer.source();
-    match carried(skb, outer) {
+    let sender = outer.sender();
+    match carried::<F, T>(skb, outer) {
         Ok(action) => {
             count(Program::Ingress, Reason::Hit);
             Ok(action)
         }
-        Err(reason) => Err(Some(refused(skb, source, reason)?)),
+        Err(reason) => Err(Some(refused::<F, T>(skb, sender, reason)?)),
     }
 }
 
 /// What the caches are not asked for on the way to a hit. That the sender is a peer follows there
-/// from the flow's entry: its host was one in this epoch, and a peer that goes ends the epoch.
+/// from the flow's entry: its peer was one in this epoch, and a peer that goes ends the epoch.
 #[inline(always)]
-fn refused(skb: &Skb, source: u32, reason: Reason) -> Result<Reason, Reason> {
-    if EGRESS_HOST.get_ptr(&source).is_none() {
+fn refused<F: Family, T: Tunnel>(
+    skb: &Skb,
+    sender: PeerNumber,
+    reason: Reason,
+) -> Result<Reason, Reason> {
+    if PEERS.get_ptr(&sender).is_none() {
         return Err(Reason::NotPeer);
     }
     let settings = settings().ok_or(Reason::HelperFailed)?;
@@ -61,19 +62,17 @@ fn refused(skb: &Skb, source: u32, reason: Reason) -> Result<Reason, Reason> {
         return Err(reason);
     }
     // Once more, rather than to keep all of it at hand on the way to a hit.
-    let inner = inner::parse(skb, HEADER_LEN)?;
+    let inner: Inner<F> = inner::parse(skb, T::HEADER_LEN)?;
     let has_place = !changes_state || close_flow(&inner.key_to_local());
     if reason == Reason::TcpState {
         return Err(reason);
     }
-    // SAFETY: INGRESS has BPF_F_NO_PREALLOC: an element stays its key's until this program is done.
-    let Some(local) = (unsafe { INGRESS.get(&inner.destination()) }) else {
-        return Err(Reason::NoContainer);
-    };
+    let local = inner.receiver().ok_or(Reason::NoContainer)?;
     if !reason.is_miss() {
         return Err(reason);
     }
-    if local.withheld != 0 {
+    // SAFETY: the element stays its key's until this program is done.
+    if unsafe { (*local).withheld } != 0 {
         return Err(Reason::Withheld);
     }
     // The epoch in force before the packet enters the slow path, which is what counts.
@@ -85,8 +84,8 @@ fn refused(skb: &Skb, source: u32, reason: Reason) -> Result<Reason, Reason> {
 }
 
 #[inline(always)]
-fn carried(skb: &Skb, outer: Outer) -> Result<i32, Reason> {
-    let inner = inner::parse(skb, HEADER_LEN)?;
+fn carried<F: Family, T: Tunnel>(skb: &Skb, outer: T) -> Result<i32, Reason> {
+    let inner: Inner<F> = inner::parse(skb, T::HEADER_LEN)?;
     let tos = decapsulated_tos(outer.tos(), inner.tos).ok_or(Reason::OuterCongestion)?;
     if inner.ttl <= 1 {
         return Err(Reason::TtlExpires);
@@ -111,52 +110,34 @@ fn carried(skb: &Skb, outer: Outer) -> Result<i32, Reason> {
     let local = cached(outer, &inner.key_to_local(), inner.has_payload(), epoch)?;
     // After the caches: what misses there is marked, so that the slow path, which verifies, teaches that
     // the flow goes this way too, and what is sent the other way is fast.
-    if outer.checksum() != 0 && !is_taken_as_right(skb, &inner) {
+    if outer.has_checksum() && !is_taken_as_right(skb, &inner) {
         return Err(Reason::OuterChecksum);
     }
-    deliver(skb, &inner, tos, local)
-}
-
-/// What the slow path's VXLAN device would check, and what it leaves to others.
-#[inline(always)]
-fn check_outer(skb: &Skb, outer: Outer) -> Result<(), Reason> {
-    // SAFETY (of `constant!`): see `maps::volatile`.
-    let (host, vni, vtep) = unsafe { (constant!(host), constant!(vni), mac_constant!(vtep)) };
-    // A packet for another host that came by our MAC address is routed on, not decapsulated.
-    if !skb.is_to_host() || outer.destination() != host {
-        return Err(Reason::NotOverlay);
-    }
-    if outer.vni() != vni {
-        return Err(Reason::OtherVni);
-    }
-    // The VXLAN device drops what seems to come from itself (drivers/net/vxlan/vxlan_core.c,
-    // `vxlan_set_mac`).
-    if outer.inner_destination() != vtep || outer.inner_source() == vtep {
-        return Err(Reason::NotVtep);
-    }
-    if outer.inner_ethertype() != ETHERTYPE_IPV4.to_be() {
-        return Err(Reason::NotIpv4);
-    }
-    Ok(())
+    deliver::<F, T>(skb, &inner, tos, local)
 }
 
 /// Whether the kernel would take the outer UDP checksum as right without looking at it
 /// (include/linux/skbuff.h, `skb_csum_unnecessary`): the device or GRO has verified it, or it is of an
 /// aggregate that some sender here leaves to be summed (`CHECKSUM_PARTIAL`).
 #[inline(always)]
-fn is_taken_as_right(skb: &Skb, inner: &Inner) -> bool {
+fn is_taken_as_right<F: Family>(skb: &Skb, inner: &Inner<F>) -> bool {
     skb.is_checksum_verified()
         || skb.gso_size() != 0 && inner.protocol == TCP && skb.is_checksum_pending()
 }
 
-/// The flow allowed both ways, the container known, and the sender the host that answers would go to.
+/// The flow allowed both ways, the container known, and the sender the peer that answers would go to.
 #[inline(always)]
-fn cached(outer: Outer, key: &FlowKey, has_payload: bool, epoch: u32) -> Result<LocalEnd, Reason> {
+fn cached<T: Tunnel>(
+    outer: T,
+    key: &FlowKey,
+    has_payload: bool,
+    epoch: u32,
+) -> Result<LocalEnd, Reason> {
     let place = Place::of(key).ok_or(NO_PLACE)?;
     judge(place.verdict(), key, has_payload, jiffy::now(), epoch)?;
     let local = place.local(key, epoch).ok_or(Reason::ContainerUnlearned)?;
-    match place.host().value(key, epoch) {
-        Some(host) if host == outer.source() => Ok(local),
+    match place.peer().value(key, epoch) {
+        Some(peer) if PeerNumber(peer) == outer.sender() => Ok(local),
         Some(_) => Err(Reason::WrongHost),
         None => Err(Reason::NoHost),
     }
@@ -164,18 +145,22 @@ fn cached(outer: Outer, key: &FlowKey, has_payload: bool, epoch: u32) -> Result<
 
 /// Takes the outer headers off and hands the packet to the container's end of its device pair.
 #[inline(always)]
-fn deliver(skb: &Skb, inner: &Inner, tos: u8, local: LocalEnd) -> Result<i32, Reason> {
-    skb.adjust_room(-(OVERHEAD as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
-    let frame: *mut [u8; ETH_LEN + IPV4_LEN] = skb.at(0)?;
+fn deliver<F: Family, T: Tunnel>(
+    skb: &Skb,
+    inner: &Inner<F>,
+    tos: u8,
+    local: LocalEnd,
+) -> Result<i32, Reason> {
+    skb.adjust_room(-(T::OVERHEAD as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
+    let bytes = skb.bytes(0, ETH_LEN + F::LEN)?;
     // SAFETY: all that is written lies within the packet; (of `mac_constant!`) see `maps::volatile`.
     unsafe {
-        let bytes = frame.cast::<u8>();
         // Only frames from the gateway are learned from, see `ingress_init`.
         let gateway = mac_constant!(gateway);
         *bytes.cast::<u64>() = local.mac | gateway << 48;
         *bytes.add(8).cast::<u32>() = (gateway >> 16) as u32;
-        *bytes.add(12).cast::<u16>() = ETHERTYPE_IPV4.to_be();
-        inner::forward(bytes.add(ETH_LEN).cast(), inner, tos);
+        *bytes.add(12).cast::<u16>() = F::ETHERTYPE.to_be();
+        F::forward(bytes.add(ETH_LEN), inner, tos);
     }
     // Kernels before 6.15 leave the mark on at this crossing (net/core/filter.c,
     // `skb_do_redirect`); a host's own marks are none of the container's business.
