@@ -23,12 +23,15 @@ pub enum Cache {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Which {
-    /// Remote containers, and the outer headers to their hosts
-    Egress,
-    /// Local containers and their MAC headers
-    Ingress,
     /// Flows and what the slow path allowed of them
-    Filter,
+    #[value(alias = "filter")]
+    Flows,
+    /// The outer headers to each peer, and the remote containers behind it
+    #[value(alias = "egress")]
+    Peers,
+    /// Local containers and their MAC addresses
+    #[value(alias = "ingress")]
+    Containers,
 }
 
 impl Cache {
@@ -37,28 +40,28 @@ impl Cache {
             Self::List { cache, json } => {
                 let mut caches: Caches = client.get("/v1/cache").await?;
                 let wanted = |which| cache.is_none() || cache == Some(which);
-                if !wanted(Which::Egress) {
+                if !wanted(Which::Peers) {
                     caches.addresses.clear();
                     caches.hosts.clear();
                 }
-                if !wanted(Which::Ingress) {
+                if !wanted(Which::Containers) {
                     caches.containers.clear();
                 }
-                if !wanted(Which::Filter) {
+                if !wanted(Which::Flows) {
                     caches.flows.clear();
                 }
                 if json {
                     return print_json(&caches);
                 }
                 let mut listings = Vec::new();
-                if wanted(Which::Egress) {
+                if wanted(Which::Peers) {
                     listings.push(addresses(&caches));
                     listings.push(hosts(&caches));
                 }
-                if wanted(Which::Ingress) {
+                if wanted(Which::Containers) {
                     listings.push(containers(&caches));
                 }
-                if wanted(Which::Filter) {
+                if wanted(Which::Flows) {
                     listings.push(flows(&caches));
                 }
                 print(&listings.join("\n\n"))
@@ -83,7 +86,7 @@ fn addresses(caches: &Caches) -> String {
             state(entry.live),
         ]
     });
-    table(["EGRESS: CONTAINER", "HOST", "STATE"], rows, &[])
+    table(["PEERS: CONTAINER", "HOST", "STATE"], rows, &[])
 }
 
 fn hosts(caches: &Caches) -> String {
@@ -97,7 +100,7 @@ fn hosts(caches: &Caches) -> String {
         ]
     });
     table(
-        ["EGRESS: HOST", "IFINDEX", "NEXT HOP", "VTEP", "STATE"],
+        ["PEERS: HOST", "IFINDEX", "NEXT HOP", "VTEP", "STATE"],
         rows,
         &[1],
     )
@@ -115,7 +118,7 @@ fn containers(caches: &Caches) -> String {
     });
     table(
         [
-            "INGRESS: CONTAINER",
+            "CONTAINERS: CONTAINER",
             "IFINDEX",
             "DESTINATION",
             "SOURCE",
@@ -144,8 +147,26 @@ fn flows(caches: &Caches) -> String {
         ]
     });
     table(
-        ["FILTER", "LOCAL", "REMOTE", "PASSED", "STATE", "LEASE"],
+        ["FLOWS", "LOCAL", "REMOTE", "PASSED", "STATE", "LEASE"],
         rows,
         &[5],
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum as _;
+
+    use super::Which;
+
+    #[test]
+    fn the_former_names_are_understood() {
+        for (former, present) in [
+            ("filter", Which::Flows),
+            ("egress", Which::Peers),
+            ("ingress", Which::Containers),
+        ] {
+            assert_eq!(Which::from_str(former, false), Ok(present));
+        }
+    }
 }
