@@ -130,7 +130,7 @@ def report(host):
 def fast(host):
     """Of which flows the host carries both directions by the fast path."""
     found = set()
-    for flow in json.loads(host.succeed("oncache cache list filter --json"))["flows"]:
+    for flow in json.loads(host.succeed("oncache cache list flows --json"))["flows"]:
         ports = [int(flow[end].rsplit(":", 1)[1]) for end in ("local", "remote")]
         server = next((port - 20000 for port in ports if 20000 <= port < 20000 + FLOWS), None)
         if server is not None and flow["state"] == "fast":

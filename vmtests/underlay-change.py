@@ -78,6 +78,6 @@ with subtest("alpha has another address"):
     alpha.succeed("ip address del 192.168.50.11/24 dev eth1")
     expect_fast("by the new address")
     assert json.loads(alpha.succeed("oncache status --json"))["address"] == "192.168.50.21"
-    hosts = json.loads(beta.succeed("oncache cache list egress --json"))
+    hosts = json.loads(beta.succeed("oncache cache list peers --json"))
     print(hosts)
     assert "192.168.50.11" not in json.dumps(hosts), "beta has kept the old address"

@@ -23,7 +23,7 @@ pub fn counted(program: Program, reason: Reason) -> u64 {
         .map_or(0, |counter| unsafe { *counter })
 }
 
-/// Counts an entry of the filter cache that came or went.
+/// Counts an entry of `FLOWS` that came or went.
 #[inline(always)]
 pub fn count_turnover(turnover: Turnover) {
     add_one(turnover.index());

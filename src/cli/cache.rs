@@ -118,7 +118,7 @@ fn containers(caches: &Caches) -> String {
     });
     table(
         [
-            "CONTAINERS: CONTAINER",
+            "CONTAINERS: ADDRESS",
             "IFINDEX",
             "DESTINATION",
             "SOURCE",

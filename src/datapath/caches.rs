@@ -162,7 +162,7 @@ pub(super) fn found<K: aya::Pod, V: aya::Pod, T: Eq + Hash>(
 /// The entries of a map, each once; see [`keys`].
 pub(super) fn entries<K: aya::Pod + Eq + Hash, V: aya::Pod>(
     map: &HashMap<MapData, K, V>,
-) -> std::collections::HashMap<K, V> {
+) -> Table<K, V> {
     walk(map).collect()
 }
 

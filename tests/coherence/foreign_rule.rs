@@ -95,7 +95,7 @@ fn client_port(flow: usize) -> u16 {
 
 /// Whether a host's fast path carries the flow.
 fn is_fast(host: &Host, flow: usize) -> bool {
-    let list = host.oncache_json(&["cache", "list", "filter", "--json"]);
+    let list = host.oncache_json(&["cache", "list", "flows", "--json"]);
     let port = format!(":{}", client_port(flow));
     let flows = list["flows"].as_array().expect("flows");
     flows.iter().any(|entry| {

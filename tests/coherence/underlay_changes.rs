@@ -72,7 +72,7 @@ fn a_peer_with_another_mac_address_is_followed() {
         eventually("alpha sends to the new address", PATIENCE, || {
             let hosts = lab
                 .alpha()
-                .oncache_json(&["cache", "list", "egress", "--json"]);
+                .oncache_json(&["cache", "list", "peers", "--json"]);
             hosts["hosts"][0]["next_hop"] == NEW
         });
         println!("headers to the new address after {:?}", begun.elapsed());
@@ -234,7 +234,7 @@ fn an_underlay_device_made_anew_carries_the_fast_path_again() {
     let after = programs();
     assert_eq!(after.len(), 2, "{after:?}");
     assert!(before.iter().all(|link| !after.contains(link)), "{after:?}");
-    let hosts = alpha.oncache_json(&["cache", "list", "egress", "--json"]);
+    let hosts = alpha.oncache_json(&["cache", "list", "peers", "--json"]);
     assert_eq!(hosts["hosts"][0]["ifindex"], 77, "{hosts}");
     let vxlan = alpha.run(&["ip", "-d", "link", "show", "oncache-vx0"]);
     assert!(vxlan.contains("dev eth1"), "{vxlan}");

@@ -166,7 +166,7 @@ fn a_second_start_changes_nothing() {
 fn what_went_while_no_daemon_ran_is_forgotten() {
     let (lab, client, server) = start(false);
     let alpha = lab.alpha();
-    let flows = || alpha.oncache_json(&["cache", "list", "filter", "--json"])["flows"].clone();
+    let flows = || alpha.oncache_json(&["cache", "list", "flows", "--json"])["flows"].clone();
     let before = flows();
     assert_ne!(before.as_array().map(Vec::len), Some(0));
     alpha.kill9();

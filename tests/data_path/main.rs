@@ -11,6 +11,7 @@ mod namespaces;
 #[path = "../program_bench/mod.rs"]
 mod program_bench;
 
+mod caches;
 mod clsact;
 mod congestion_and_priority;
 mod conntrack;

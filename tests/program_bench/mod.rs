@@ -57,7 +57,7 @@ impl Epochs {
 
 /// The loaded programs and their maps.
 pub struct Bench {
-    datapath: Datapath,
+    pub datapath: Datapath,
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, u64>,
     flows: HashMap<MapData, FlowKey, FlowEntry>,

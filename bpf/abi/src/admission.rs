@@ -1,4 +1,4 @@
-//! Which new flows the filter cache takes when more come than it has room for.
+//! Which new flows are entered when more come than `FLOWS` has room for.
 //!
 //! An LRU hash takes everything, and pushes out what it took before. Where more flows take turns than
 //! it holds, each packet then enters its flow, none finds it there, and the entering (the LRU lists'

@@ -100,7 +100,7 @@ fn callers_that_do_not_take_their_answer_cost_a_bounded_amount() {
     let host = lab.alpha();
     host.start();
     fill_filter(host, FLOWS);
-    let listing = host.oncache_ok(&["cache", "list", "filter", "--json"]);
+    let listing = host.oncache_ok(&["cache", "list", "flows", "--json"]);
     assert!(listing.len() > 1 << 20, "{} bytes", listing.len());
     let before = Holdings::at_rest(host);
     let begun = Instant::now();
@@ -123,7 +123,7 @@ fn callers_that_do_not_take_their_answer_cost_a_bounded_amount() {
     println!("the first two are shown out after {:?}", begun.elapsed());
     drop(askers);
     let asked = Instant::now();
-    let again = host.oncache_ok(&["cache", "list", "filter", "--json"]);
+    let again = host.oncache_ok(&["cache", "list", "flows", "--json"]);
     println!("the next listing is there after {:?}", asked.elapsed());
     assert!(again.len() > 1 << 20);
     eventually("its descriptors are free", PATIENCE, || {
