@@ -3,19 +3,13 @@
 
 use std::path::Path;
 
-use ipnet::Ipv4Net;
 use oncache_abi::mark::MarkField;
 
 use crate::{
     config::Config,
     container::devices::{address_of, carries_a_namespace, container_of},
     netlink::{Link, Netlink, NetlinkError},
-    overlay::{
-        conflicts::conflicts,
-        names::{BRIDGE, gateway_mac},
-        nftables::Marks,
-        wanted::WantedOverlay,
-    },
+    overlay::{conflicts::conflicts, names::gateway_mac, nftables::Marks, wanted::WantedOverlay},
     shown::{PATH, cut},
     state::State,
 };
@@ -56,7 +50,7 @@ pub async fn obstacles(
         .collect();
     lines.extend(strangers(&links, state, directory));
     lines.extend(other_addresses(&links, state, directory));
-    lines.extend(other_subnet(netlink, &links, wanted.bridge.address, state).await?);
+    lines.extend(other_subnet(netlink, &links, wanted, state).await?);
     Ok(lines)
 }
 
@@ -110,7 +104,7 @@ fn other_addresses(links: &[Link], state: &State, directory: &Path) -> Option<St
 async fn other_subnet(
     netlink: &Netlink,
     links: &[Link],
-    wanted: Ipv4Net,
+    wanted: &WantedOverlay,
     state: &State,
 ) -> Result<Option<String>, NetlinkError> {
     let living = |name: &str| {
@@ -123,7 +117,7 @@ async fn other_subnet(
         .filter(|(name, container)| !container.pending && living(name))
         .map(|(name, container)| format!("container {name} ({})", container.ip))
         .collect();
-    let Some(bridge) = links.iter().find(|link| link.name == BRIDGE) else {
+    let Some(bridge) = links.iter().find(|link| link.name == wanted.names.bridge) else {
         return Ok(None);
     };
     if containers.is_empty() {
@@ -136,6 +130,7 @@ async fn other_subnet(
         .filter(|entry| entry.device == bridge.index)
         .map(|entry| entry.address)
         .find(|address| bridge.mac == Some(gateway_mac(address.addr())));
+    let wanted = wanted.bridge.address;
     Ok(former.filter(|former| *former != wanted).map(|former| {
         format!(
             "overlay.subnet {}: {} have {} of {} as their gateway; keep that subnet, or delete them under it first (`oncache container del`, or `oncache down` for all)",
