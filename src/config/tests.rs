@@ -551,6 +551,7 @@ fn json_shows_values_as_the_file_has_them() {
     assert_eq!(json["cache"]["lease"], "30s");
     assert_eq!(json["cache"]["mark_mask"], "0x0fff0000");
     assert_eq!(json["cache"]["attach"], "auto");
+    assert_eq!(json["container"]["device"], "auto");
 }
 
 #[test]
