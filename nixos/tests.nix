@@ -11,6 +11,11 @@ let
   list = ../vmtests/scenarios.json;
   scenarios = if builtins.pathExists list then lib.importJSON list else { };
 
+  # The scenarios' own, by the name of the file.
+  tools = lib.mapAttrsToList (
+    name: _: pkgs.writeScriptBin name (builtins.readFile (../vmtests/tools + "/${name}"))
+  ) (builtins.readDir ../vmtests/tools);
+
   # Without a NixOS container in it, hence not by services.oncache.containers.
   containerUnit =
     name: address:
@@ -64,7 +69,8 @@ let
       pkgs.nftables
       pkgs.python3Minimal
       pkgs.tcpdump
-    ];
+    ]
+    ++ tools;
   };
 
   test =

@@ -96,6 +96,7 @@
             meta.mainProgram = args.name;
             nativeBuildInputs = args.runtimeInputs or [ ];
           };
+        writeScriptBin = name: text: make { inherit name text; };
         testers.runNixOSTest =
           test:
           make {

@@ -1,4 +1,5 @@
-"""What makes a machine the one it is: its name and address, oncache's binary, unit and configuration.
+"""What makes a machine the one it is: its name and address, oncache's binary, unit and configuration; and the tools
+of the scenarios' own.
 
 A tar on the machine's third disk, put over the root file system at its first boot (initramfs.py), or after it
 was restored from a snapshot (machine.py).
@@ -28,6 +29,7 @@ TREES = {
     "systemd/networkd.conf.d": "etc/systemd/networkd.conf.d",
     "modules-load.d": "etc/modules-load.d",
 }
+TOOLS = layout.VMTESTS / "tools"
 WANTED = "etc/systemd/system/multi-user.target.wants"
 
 # A container's unit, to be copied for others: for the machines that scenarios.json gives a container.
@@ -89,6 +91,8 @@ def files(machine: str, binary: Path, containers: dict[str, str], device: str = 
         config += f'\n[container]\ndevice = "{device}"\n'.encode()
     found["etc/oncache/config.toml"] = (config, 0o644)
     found["usr/local/sbin/oncache"] = (binary.read_bytes(), 0o755)
+    for tool in TOOLS.iterdir():
+        found[f"usr/local/bin/{tool.name}"] = (tool.read_bytes(), 0o755)
     return found
 
 

@@ -27,6 +27,12 @@ class Variants(unittest.TestCase):
                 table = tomllib.loads(config.decode()).get("container", {})
                 self.assertEqual(table, {"device": device} if device else {})
 
+    def test_the_scenarios_own_tools_are_there(self) -> None:
+        with tempfile.NamedTemporaryFile() as binary:
+            content, mode = payload.files("alpha", Path(binary.name), {})["usr/local/bin/udp-rounds"]
+        self.assertTrue(content.startswith(b"#!/usr/bin/env python3\n"))
+        self.assertEqual(mode, 0o755)
+
     def test_only_a_counted_machine_counts(self) -> None:
         disks = qemu.Disks(Path("root"), Path("state"), Path("payload"))
         for counted in (False, True):
