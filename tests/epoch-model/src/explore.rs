@@ -6,7 +6,10 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
 };
 
-use crate::model::{Scenario, Seen, State, Step};
+use crate::{
+    model::{Seen, State, Step},
+    scenario::Scenario,
+};
 
 /// What came of it.
 #[derive(Debug, Default)]

@@ -3,6 +3,7 @@
 
 mod explore;
 mod model;
+mod scenario;
 
 pub use explore::{Outcome, explore};
-pub use model::{Call, Flaw, Scenario};
+pub use scenario::{Call, Flaw, Scenario};
