@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::cached_flow::Flow;
-use crate::lab::{PATIENCE, eventually, log_since};
+use crate::ONCACHE;
 use nix::sys::signal::Signal;
+use oncache_testbed::{CachedFlow, Lab, PATIENCE, eventually};
 
 /// Far less than the lease of 30 s, and patient with a busy machine.
 const SOON: Duration = Duration::from_secs(5);
@@ -112,7 +112,7 @@ const HARMLESS: &[Change] = &[
 
 #[test]
 fn each_change_is_a_new_epoch_for_its_cause_and_the_flow_is_fast_again() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     let alpha = flow.lab.alpha();
     let until_fast = || eventually("the flow is fast", PATIENCE, || flow.is_fast());
     for change in HARMLESS {
@@ -138,9 +138,9 @@ fn each_change_is_a_new_epoch_for_its_cause_and_the_flow_is_fast_again() {
 
 #[test]
 fn what_cannot_concern_the_overlay_is_no_new_epoch() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     let alpha = flow.lab.alpha();
-    let epoch = || crate::lab::epoch(alpha);
+    let epoch = || alpha.epoch();
     sleep(Duration::from_millis(500));
     let before = epoch();
     alpha.sh("ip link add other0 type veth peer name other1
@@ -181,7 +181,7 @@ const CLOSED: [(&str, &str, &str); 4] = [
 
 #[test]
 fn a_way_that_was_closed_is_not_taken_any_more() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     let alpha = flow.lab.alpha();
     flow.sender
         .set_read_timeout(Some(Duration::from_millis(50)))
@@ -212,7 +212,7 @@ fn a_way_that_was_closed_is_not_taken_any_more() {
 
 #[test]
 fn rules_changed_while_no_daemon_ran_count_from_its_start() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     let alpha = flow.lab.alpha();
     alpha.kill9();
     alpha.sh(CLOSED[0].1);
@@ -230,7 +230,7 @@ fn rules_changed_while_no_daemon_ran_count_from_its_start() {
 
 #[test]
 fn lost_notifications_are_a_new_epoch_and_a_full_comparison() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     let alpha = flow.lab.alpha();
     let from = alpha.log().len();
     let before = alpha.invalidations("overrun");
@@ -251,7 +251,7 @@ fn lost_notifications_are_a_new_epoch_and_a_full_comparison() {
     assert!(!flow.asks(b"noticed"), "what was learned before is used");
     alpha.sh("nft delete table inet other");
     eventually("the flow is fast", PATIENCE, || flow.is_fast());
-    let lines = log_since(alpha, from);
+    let lines = alpha.log_since(from);
     println!("{lines:#?}");
     let mended = lines
         .iter()

@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::{ONCACHE, PATIENCE, eventually};
-use oncache_testbed::{Container, Host, Lab};
+use crate::ONCACHE;
+use oncache_testbed::{Container, Host, Lab, PATIENCE, eventually};
 
 const FLOWS: usize = 16;
 const SERVER_PORT: u16 = 7000;

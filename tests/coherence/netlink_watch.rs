@@ -1,11 +1,22 @@
 //! Changes in a network namespace are told, losses too; and what the configuration asks about the
 //! host is answered. Takes root.
 
-use std::{os::fd::AsFd, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
-use crate::namespaces::Namespace;
 use oncache::netlink::{Event, Netlink, NetlinkError, PairEnd, PairKind, Watch, host_facts};
+use oncache_testbed::Place;
 use tokio::time::timeout;
+
+/// Runs a future on a runtime whose one thread is in a place.
+fn block_on<F: Future<Output: Send>>(place: &Place, work: impl FnOnce() -> F + Send) -> F::Output {
+    place.enter(|| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime")
+            .block_on(work())
+    })
+}
 
 /// Waits for an event that passes; fails if none comes.
 async fn wait_for(watch: &mut Watch, passes: impl Fn(&Event) -> bool) -> Event {
@@ -31,7 +42,7 @@ fn sh(script: &str) {
 
 #[test]
 fn every_kind_of_change_is_told_with_its_device() {
-    Namespace::new().block_on(|| async {
+    block_on(&Place::new(), || async {
         let netlink = Netlink::new().expect("netlink");
         sh("ip link add va type veth peer name vb; ip link set vb up; ip link set va up");
         let device = netlink.index_of("va").await.expect("an index");
@@ -99,7 +110,7 @@ fn every_kind_of_change_is_told_with_its_device() {
 
 #[test]
 fn what_is_there_is_handed_over_at_once() {
-    Namespace::new().block_on(|| async {
+    block_on(&Place::new(), || async {
         let mut watch = Watch::new().expect("a watch");
         sh("nft add table inet other; ip rule add from 10.7.0.0/16 table 7");
         let batch = timeout(Duration::from_secs(5), watch.next_batch()).await;
@@ -113,13 +124,18 @@ fn what_is_there_is_handed_over_at_once() {
 
 #[test]
 fn lost_events_are_told_and_the_watch_goes_on() {
-    Namespace::new().block_on(|| async {
+    block_on(&Place::new(), || async {
         let mut watch = Watch::new().expect("a watch");
         watch.set_receive_buffer(1).expect("the smallest buffer");
-        sh("ip link add va type veth peer name vb; for i in $(seq 40); do ip link set va mtu $((1000 + i)); done");
+        sh(
+            "ip link add va type veth peer name vb; for i in $(seq 40); do ip link set va mtu $((1000 + i)); done",
+        );
         wait_for(&mut watch, |event| *event == Event::Overrun).await;
         // What is still queued has to go first.
-        while timeout(Duration::from_millis(100), watch.next()).await.is_ok() {}
+        while timeout(Duration::from_millis(100), watch.next())
+            .await
+            .is_ok()
+        {}
         sh("nft add table inet other");
         wait_for(&mut watch, |event| *event == Event::Ruleset).await;
     });
@@ -127,8 +143,8 @@ fn lost_events_are_told_and_the_watch_goes_on() {
 
 #[test]
 fn other_namespaces_are_not_heard() {
-    let (here, there) = (Namespace::new(), Namespace::new());
-    here.block_on(|| async {
+    let (here, there) = (Place::new(), Place::new());
+    block_on(&here, || async {
         let mut watch = Watch::new().expect("a watch");
         there.sh("nft add table inet other; ip link add va type veth peer name vb");
         let heard = timeout(Duration::from_millis(200), watch.next()).await;
@@ -138,7 +154,7 @@ fn other_namespaces_are_not_heard() {
 
 #[test]
 fn facts_name_the_default_routes_device_and_every_address() {
-    let namespace = Namespace::new();
+    let namespace = Place::new();
     namespace.sh(
         "ip link add eth0 mtu 1400 address 02:00:00:00:00:01 type veth peer name vb
          ip link add eth1 type veth peer name vc; ip link set vc up; ip link set eth1 up
@@ -148,7 +164,7 @@ fn facts_name_the_default_routes_device_and_every_address() {
          ip route add default via 10.1.0.9 metric 50; ip route add default via 10.0.0.9 metric 7
          ip route add default via 10.1.0.8 table 99",
     );
-    namespace.block_on(|| async {
+    block_on(&namespace, || async {
         let facts = host_facts(&Netlink::new().expect("netlink"), None)
             .await
             .expect("facts");
@@ -166,8 +182,8 @@ fn facts_name_the_default_routes_device_and_every_address() {
 
 #[test]
 fn errors_name_operation_object_and_the_kernels_reason() {
-    let namespace = Namespace::new();
-    namespace.block_on(|| async {
+    let namespace = Place::new();
+    block_on(&namespace, || async {
         let netlink = Netlink::new().expect("netlink");
         sh("ip link add va type veth peer name vb; ip link set va up");
         let device = netlink.index_of("va").await.expect("an index");
@@ -202,10 +218,10 @@ fn errors_name_operation_object_and_the_kernels_reason() {
 
 #[test]
 fn a_pair_that_cannot_be_made_leaves_nothing() {
-    let (here, there) = (Namespace::new(), Namespace::new());
+    let (here, there) = (Place::new(), Place::new());
     there.sh("ip link add eth0 type veth peer name other");
     let before = here.sh("ip link");
-    here.block_on(|| async {
+    block_on(&here, || async {
         let netlink = Netlink::new().expect("netlink");
         let end = |name| PairEnd {
             name,
@@ -214,7 +230,7 @@ fn a_pair_that_cannot_be_made_leaves_nothing() {
         };
         let made = |alias: String| {
             let netlink = netlink.clone();
-            let there = there.as_fd();
+            let there = there.netns();
             let inside = if alias.is_empty() { "eth0" } else { "eth1" };
             async move {
                 netlink
@@ -235,7 +251,7 @@ fn a_pair_that_cannot_be_made_leaves_nothing() {
 
 #[test]
 fn a_namespace_that_is_none_is_refused() {
-    Namespace::new().block_on(|| async {
+    block_on(&Place::new(), || async {
         let error = Netlink::in_namespace_at(Path::new("/run/netns/nix")).await;
         let error = error.expect_err("absent").to_string();
         assert!(

@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::{PATIENCE, eventually, log_since, two_hosts};
+use crate::ONCACHE;
 use nix::sys::signal::Signal;
-use oncache_testbed::Host;
+use oncache_testbed::{Host, Lab, PATIENCE, eventually};
 
 /// How long each kind of churn goes on.
 const CHURN: Duration = Duration::from_secs(2);
@@ -83,7 +83,7 @@ fn churn(host: &Host, text: &str, stop: &AtomicBool) -> u32 {
 
 #[test]
 fn what_others_change_at_any_rate_keeps_nothing_of_ours_from_being_done() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     alpha.sh("ip link add other0 type veth peer name other1
               ip link set other0 up; ip link set other1 up");
@@ -92,7 +92,7 @@ fn what_others_change_at_any_rate_keeps_nothing_of_ours_from_being_done() {
         alpha.add_container("client"),
         lab.beta().add_container("server"),
     );
-    crate::lab::until_fast([alpha, lab.beta()], &client, &server);
+    oncache_testbed::until_fast([alpha, lab.beta()], &client, &server);
     let vxlan_neighbour = "ip -4 neigh show dev oncache-vx0 to 10.42.2.0";
     let right = alpha.sh(vxlan_neighbour);
 
@@ -136,7 +136,7 @@ fn what_others_change_at_any_rate_keeps_nothing_of_ours_from_being_done() {
             "{what}: {rounds} rounds of {} changes, mended {mended} times",
             text.lines().count()
         );
-        let lines = log_since(alpha, from);
+        let lines = alpha.log_since(from);
         let complaints: Vec<_> = lines
             .iter()
             .filter(|line| line.contains("ERROR") || line.contains("attempts"))
@@ -145,5 +145,5 @@ fn what_others_change_at_any_rate_keeps_nothing_of_ours_from_being_done() {
         let now = alpha.invalidations("mended-in-part");
         assert_eq!(now, in_part, "{what}: {lines:#?}");
     }
-    crate::lab::until_fast([alpha, lab.beta()], &client, &server);
+    oncache_testbed::until_fast([alpha, lab.beta()], &client, &server);
 }

@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
-use crate::cached_flow::{Flow, set_option};
-use crate::lab::{PATIENCE, eventually, log_since};
-use oncache_testbed::{Container, Host, Lab, traffic::Rounds};
+use crate::ONCACHE;
+use oncache_testbed::{
+    CachedFlow, Container, Host, Lab, PATIENCE, eventually, set_ip_option, traffic::Rounds,
+};
 
 /// Ends the rounds, also where the test fails.
 struct Over<'a>(&'a AtomicBool);
@@ -108,12 +109,12 @@ fn mtu_of(container: &Container, device: &str) -> u64 {
 
 #[test]
 fn a_smaller_underlay_is_followed_and_loses_nothing_on_the_way() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     let (alpha, full, smaller) = (flow.lab.alpha(), [7; 1422], [7; 1322]);
     // No path MTU discovery, whose first packet is lost by its nature.
     let may_be_fragmented = libc::IP_PMTUDISC_DONT.to_ne_bytes();
     for socket in [&flow.sender, &flow.receiver] {
-        set_option(socket, libc::IP_MTU_DISCOVER, &may_be_fragmented);
+        set_ip_option(socket, libc::IP_MTU_DISCOVER, &may_be_fragmented);
     }
     assert!(flow.asks(&full));
 
@@ -152,7 +153,7 @@ fn a_smaller_underlay_is_followed_and_loses_nothing_on_the_way() {
             inside() == inner && mtu_of(&flow.server, "eth0") == inner
         });
         eventually("the flow is fast", PATIENCE, || flow.is_fast());
-        println!("{:#?}", log_since(alpha, from));
+        println!("{:#?}", alpha.log_since(from));
     }
     let (asked, [counted, _]) = flow.counted(|| flow.asks(&full));
     assert!(asked && counted.get("egress", "hit") == 1, "{counted}");
@@ -160,7 +161,7 @@ fn a_smaller_underlay_is_followed_and_loses_nothing_on_the_way() {
 
 #[test]
 fn an_underlay_that_goes_down_or_loses_its_address_is_taken_up_again() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     let alpha = flow.lab.alpha();
     let away_and_back = [
         ("ip link set eth1 down", "ip link set eth1 up", "link"),
@@ -185,7 +186,7 @@ fn an_underlay_that_goes_down_or_loses_its_address_is_taken_up_again() {
             eventually("the flow is fast", PATIENCE, || flow.is_fast());
             begun.elapsed()
         };
-        let lines = log_since(alpha, from);
+        let lines = alpha.log_since(from);
         println!("{away}; {back}: fast again after {again:?}\n{lines:#?}");
         if cause == "address" {
             let said = lines
@@ -198,7 +199,7 @@ fn an_underlay_that_goes_down_or_loses_its_address_is_taken_up_again() {
 
 #[test]
 fn an_underlay_device_made_anew_carries_the_fast_path_again() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     let (alpha, beta) = (flow.lab.alpha(), flow.lab.beta());
     let from = alpha.log().len();
     let programs = || {
@@ -230,7 +231,7 @@ fn an_underlay_device_made_anew_carries_the_fast_path_again() {
     let begun = std::time::Instant::now();
     eventually("the flow is fast", PATIENCE, || flow.is_fast());
     println!("fast again after {:?}", begun.elapsed());
-    println!("{:#?}", log_since(alpha, from));
+    println!("{:#?}", alpha.log_since(from));
     let after = programs();
     assert_eq!(after.len(), 2, "{after:?}");
     assert!(before.iter().all(|link| !after.contains(link)), "{after:?}");

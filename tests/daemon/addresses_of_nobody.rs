@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use crate::lab::{PATIENCE, assert_same, eventually, two_hosts, until_fast};
+use crate::ONCACHE;
 use nix::sys::signal::Signal;
-use oncache_testbed::{Capture, Host, Place};
+use oncache_testbed::{Capture, Host, Lab, PATIENCE, Place, assert_same, eventually, until_fast};
 
 /// In 10.42.0.0/16, and of no host.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 42, 9, 9);
@@ -33,7 +33,7 @@ fn is_told(place: &Place) -> bool {
 
 #[test]
 fn what_is_for_nobody_is_refused_and_leaves_no_host() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let (alpha, beta) = (lab.alpha(), lab.beta());
     // A way out for all that has none of its own.
     alpha.run(&[
@@ -93,7 +93,7 @@ fn what_is_for_nobody_is_refused_and_leaves_no_host() {
 
 #[test]
 fn somebody_elses_route_for_the_network_stays_and_is_named_once() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     alpha.sh("ip route add 10.42.0.0/16 via 192.168.50.12 dev eth1 proto static");
     let theirs = || alpha.run(&["ip", "route", "show", "10.42.0.0/16"]);
@@ -105,13 +105,9 @@ fn somebody_elses_route_for_the_network_stays_and_is_named_once() {
     );
     until_fast([alpha, lab.beta()], &client, &server);
     let words = "10.42.0.0/16 via 192.168.50.12 dev eth1 proto 4";
-    let epoch = crate::lab::epoch(alpha);
+    let epoch = alpha.epoch();
     std::thread::sleep(Duration::from_secs(6));
-    assert_eq!(
-        crate::lab::epoch(alpha),
-        epoch,
-        "no new epoch at each comparison"
-    );
+    assert_eq!(alpha.epoch(), epoch, "no new epoch at each comparison");
     assert_eq!(alpha.log().matches(words).count(), 1, "one line, once");
     let status = alpha.oncache_ok(&["status"]);
     assert!(status.contains(&format!("({words})")), "{status}");
@@ -127,7 +123,7 @@ fn somebody_elses_route_for_the_network_stays_and_is_named_once() {
 
 #[test]
 fn a_network_of_one_host_needs_no_route() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     let alone = alpha.default_config().peers(vec![]);
     alpha.write_config(&alone.network("10.42.1.0/24").to_string());

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use crate::lab::{assert_same, complaint, two_hosts};
-use oncache_testbed::Host;
+use crate::ONCACHE;
+use oncache_testbed::{Host, Lab, assert_same, complaint};
 
 /// What is changed in a good file, and what is said about it.
 struct Fault {
@@ -108,7 +108,7 @@ fn refusal(host: &Host, path: &Path) -> String {
 
 #[test]
 fn each_fault_is_one_line_and_changes_nothing() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.sh("ip link add bare type veth peer name bare-peer");
     let good = host.default_config().to_string();
@@ -145,7 +145,7 @@ fn each_fault_is_one_line_and_changes_nothing() {
 
 #[test]
 fn all_faults_are_told_at_once_in_the_order_of_the_lines() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     let text = host.default_config().to_string();
     let changes = [
@@ -177,7 +177,7 @@ fn all_faults_are_told_at_once_in_the_order_of_the_lines() {
 
 #[test]
 fn a_file_that_is_none_is_named() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     let before = host.snapshot();
     let binary = Path::new("/run/testbed/binary.toml");

@@ -2,9 +2,11 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Output, time::Duration};
 
-use crate::lab::{PATIENCE, assert_same, complaint, refused, status, two_hosts, until_fast};
+use crate::ONCACHE;
 use nix::sys::signal::Signal;
-use oncache_testbed::{Host, output_within, traffic};
+use oncache_testbed::{
+    Host, Lab, PATIENCE, assert_same, complaint, output_within, traffic, until_fast,
+};
 
 /// Where anybody can run the binary and read the configuration.
 const BINARY: &str = "/run/testbed/oncache";
@@ -26,7 +28,7 @@ fn as_nobody(host: &Host, arguments: &[&str]) -> Output {
 
 fn prepare(host: &Host) -> String {
     host.enter(|| -> std::io::Result<()> {
-        fs::copy(crate::lab::ONCACHE, BINARY)?;
+        fs::copy(crate::ONCACHE, BINARY)?;
         fs::set_permissions(BINARY, fs::Permissions::from_mode(0o755))
     })
     .expect("a copy of the binary");
@@ -45,7 +47,7 @@ fn verdicts<'a>(checked: &'a str, verdict: &str) -> Vec<&'a str> {
 
 #[test]
 fn without_privileges_everything_is_refused_in_one_line() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     let config = prepare(host);
     host.run(&["chmod", "755", "/run"]); // as everywhere
@@ -103,7 +105,7 @@ fn without_privileges_everything_is_refused_in_one_line() {
 
 #[test]
 fn without_nft_nothing_is_begun() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     let config = prepare(host);
     let before = host.snapshot();
@@ -139,7 +141,7 @@ fn check_warns(host: &Host, said: &[&str]) {
 
 #[test]
 fn without_a_bpffs_the_slow_path_carries_everything() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let (alpha, beta) = (lab.alpha(), lab.beta());
     alpha.run(&["umount", "/sys/fs/bpf"]);
     check_warns(
@@ -157,7 +159,7 @@ fn without_a_bpffs_the_slow_path_carries_everything() {
     let report = traffic::transfer(&client, &server, 0, 10_000_000, traffic::Direction::Both);
     println!("{report}");
     assert!(report.intact(), "{report}");
-    let shown = status(alpha);
+    let shown = alpha.status();
     assert!(shown["cache"].is_null(), "{shown}");
     let warnings = shown["warnings"].to_string();
     println!("{warnings}");
@@ -165,7 +167,7 @@ fn without_a_bpffs_the_slow_path_carries_everything() {
         warnings.contains("bpffs: not mounted") && warnings.contains("the overlay runs without"),
         "{warnings}"
     );
-    let line = refused(alpha, &["cache", "list"]);
+    let line = alpha.refused(&["cache", "list"]);
     println!("{line}");
     assert!(
         line.contains("there is no fast path") && line.contains("mount -t bpf"),
@@ -189,7 +191,7 @@ fn without_a_bpffs_the_slow_path_carries_everything() {
 
 #[test]
 fn without_btf_the_fast_path_is_warned_about_and_works() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let (alpha, beta) = (lab.alpha(), lab.beta());
     alpha.run(&["mount", "-t", "tmpfs", "tmpfs", "/sys/kernel/btf"]);
     check_warns(
@@ -200,7 +202,7 @@ fn without_btf_the_fast_path_is_warned_about_and_works() {
         ],
     );
     lab.start();
-    let warnings = status(alpha)["warnings"].to_string();
+    let warnings = alpha.status()["warnings"].to_string();
     println!("{warnings}");
     assert!(warnings.contains("kernel BTF"), "{warnings}");
     assert!(alpha.log().contains("kernel BTF"));
@@ -213,7 +215,7 @@ fn without_btf_the_fast_path_is_warned_about_and_works() {
 
 #[test]
 fn without_netkit_who_asks_for_it_is_told_and_gets_no_other_device() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     let there = host.output(&["ip", "link", "add", "probe", "type", "netkit"]);
     if there.status.success() {
@@ -239,13 +241,13 @@ fn without_netkit_who_asks_for_it_is_told_and_gets_no_other_device() {
         assert!(link.contains("netkit"), "{link}");
         return;
     }
-    let warnings = status(host)["warnings"].to_string();
+    let warnings = host.status()["warnings"].to_string();
     assert!(
         warnings.contains("netkit: this kernel has none"),
         "{warnings}"
     );
     let before = host.snapshot();
-    let line = refused(host, &["container", "add", "web"]);
+    let line = host.refused(&["container", "add", "web"]);
     println!("{line}");
     assert!(
         line.contains("container web: this kernel has no netkit devices")

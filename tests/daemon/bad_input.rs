@@ -2,11 +2,12 @@
 
 use std::{thread, time::Duration};
 
-use crate::lab::{assert_same, epoch, refused, status, two_hosts};
+use crate::ONCACHE;
+use oncache_testbed::{Lab, assert_same};
 
 #[test]
 fn misuse_is_status_two() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     let before = host.snapshot();
     for (arguments, word) in [
@@ -41,7 +42,7 @@ fn misuse_is_status_two() {
 
 #[test]
 fn commands_without_a_daemon_say_so() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     let before = host.snapshot();
     let commands: [&[&str]; 9] = [
@@ -57,7 +58,7 @@ fn commands_without_a_daemon_say_so() {
     ];
     let all_refused = |why: &str| {
         for arguments in commands {
-            let line = refused(host, arguments);
+            let line = host.refused(arguments);
             println!("{arguments:?}: {line}");
             let socket = arguments.last().filter(|last| last.starts_with('/'));
             let socket = socket.unwrap_or(&"/run/oncache/oncache.sock");
@@ -82,7 +83,7 @@ fn commands_without_a_daemon_say_so() {
 
 #[test]
 fn containers_that_cannot_be_are_refused_and_leave_nothing() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.start();
     let web = host.add_container("web");
@@ -100,7 +101,7 @@ fn containers_that_cannot_be_are_refused_and_leave_nothing() {
     let before_inside = inside();
     // The events of all that are over.
     thread::sleep(Duration::from_secs(1));
-    let before_epoch = epoch(host);
+    let before_epoch = host.epoch();
     let list = host.oncache_ok(&["container", "list", "--json"]);
     let long = "n".repeat(64);
     let cases: &[(&[&str], &[&str])] = &[
@@ -157,7 +158,7 @@ fn containers_that_cannot_be_are_refused_and_leave_nothing() {
     ];
     for (arguments, said) in cases {
         let call = [&["container", "add"][..], arguments].concat();
-        let line = refused(host, &call);
+        let line = host.refused(&call);
         println!("{arguments:?}: {line}");
         for words in *said {
             assert!(line.contains(words), "{arguments:?}: {words:?}: {line}");
@@ -166,14 +167,14 @@ fn containers_that_cannot_be_are_refused_and_leave_nothing() {
         assert_eq!(inside(), before_inside, "{arguments:?}");
         assert_eq!(host.oncache_ok(&["container", "list", "--json"]), list);
     }
-    assert_eq!(epoch(host), before_epoch, "no flow had to be learned anew");
+    assert_eq!(host.epoch(), before_epoch, "no flow had to be learned anew");
     // None of the refused ones holds an address.
     assert_eq!(host.add_container("new").ip.to_string(), "10.42.1.3");
 }
 
 #[test]
 fn only_the_container_that_is_named_is_deleted() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.start();
     host.add_container("web");
@@ -191,27 +192,27 @@ fn only_the_container_that_is_named_is_deleted() {
         "w b",
         "w\nb",
     ] {
-        let line = refused(host, &["container", "del", name]);
+        let line = host.refused(&["container", "del", name]);
         println!("{name:?}: {line}");
         assert!(line.contains("container"), "{line}");
         assert_same(&before, &host.snapshot(), name);
     }
-    assert_eq!(status(host)["containers"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        host.status()["containers"].as_array().map(Vec::len),
+        Some(1)
+    );
     host.remove_container("web");
 }
 
 #[test]
 fn a_second_daemon_is_refused() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.start();
     host.add_container("web");
     let before = host.snapshot();
     let config = host.config_path();
-    let line = refused(
-        host,
-        &["run", "--config", config.to_str().expect("a path of ours")],
-    );
+    let line = host.refused(&["run", "--config", config.to_str().expect("a path of ours")]);
     println!("{line}");
     assert!(
         line.contains("another oncache daemon runs on this host"),
@@ -225,12 +226,15 @@ fn a_second_daemon_is_refused() {
         "--socket",
         "/run/other.sock",
     ];
-    let line = refused(host, &elsewhere);
+    let line = host.refused(&elsewhere);
     assert!(line.contains("stop it first"), "{line}");
     assert_same(&before, &host.snapshot(), "a second daemon");
-    assert_eq!(status(host)["containers"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        host.status()["containers"].as_array().map(Vec::len),
+        Some(1)
+    );
     // Nor is there anything to take down behind a daemon's back.
-    let line = refused(host, &["down", "--socket", "/run/other.sock"]);
+    let line = host.refused(&["down", "--socket", "/run/other.sock"]);
     println!("{line}");
     assert_same(&before, &host.snapshot(), "down by a wrong socket");
 }

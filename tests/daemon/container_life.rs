@@ -11,11 +11,12 @@ use std::{
     time::Duration,
 };
 
-use crate::lab::{PATIENCE, epoch, eventually, status, two_hosts, until_fast, until_fast_again};
+use crate::ONCACHE;
 use crate::pinned_maps::PinnedMaps;
 use oncache_testbed::{
-    Config, Container, Host, Lab,
+    Config, Container, Host, Lab, PATIENCE, eventually,
     traffic::{self, Datagrams, Rounds},
+    until_fast, until_fast_again,
 };
 
 /// How long the daemon may take to notice: the kernel tells it, and it gathers for 100 ms.
@@ -36,7 +37,7 @@ impl Scene {
     }
 
     fn with(adjust: impl FnOnce(Config) -> Config) -> Self {
-        let lab = two_hosts();
+        let lab = Lab::two_hosts(ONCACHE);
         let config = adjust(lab.alpha().default_config());
         lab.alpha().write_config(&config.to_string());
         lab.start();
@@ -150,7 +151,7 @@ impl Drop for Sender {
 #[test]
 fn a_device_that_is_down_inside_is_left_to_the_slow_path() {
     let scene = Scene::new();
-    let before = epoch(scene.alpha());
+    let before = scene.alpha().epoch();
     scene.undisturbed(|| {
         for round in 0..3 {
             scene.web.run(&["ip", "link", "set", "eth0", "down"]);
@@ -167,7 +168,7 @@ fn a_device_that_is_down_inside_is_left_to_the_slow_path() {
         }
     });
     // It is nobody else's concern.
-    assert_eq!(epoch(scene.alpha()), before);
+    assert_eq!(scene.alpha().epoch(), before);
 }
 
 #[test]
@@ -288,7 +289,7 @@ fn a_container_that_vanishes_is_cleaned_up_and_its_address_free() {
     alpha.run(&["ip", "netns", "del", "web"]);
     drop(web);
     let noticed = eventually("the container is gone", NOTICED, || {
-        let known = status(alpha)["containers"].as_array().map(Vec::len);
+        let known = alpha.status()["containers"].as_array().map(Vec::len);
         known == Some(1) && maps.device_of(ip).is_none() && maps.flows_of(ip).is_empty()
     });
     println!("gone {noticed:?} after its namespace, while a remote container sends to it");
@@ -321,7 +322,7 @@ fn a_namespace_without_a_name_goes_on_until_it_is_deleted() {
     thread::sleep(Duration::from_millis(500));
     let report = Rounds::new(100).udp(&scene.client, &scene.web, 0);
     assert_eq!((report.completed, report.lost), (100, 0), "{report}");
-    let warnings = status(alpha)["warnings"].to_string();
+    let warnings = alpha.status()["warnings"].to_string();
     println!("{warnings}");
     assert!(
         warnings.contains("container web is connected, but its namespace has lost its name"),
@@ -400,7 +401,7 @@ fn a_device_moved_to_another_namespace_is_gone() {
     scene.undisturbed(|| {
         alpha.run(&["ip", "link", "set", "onc-web", "netns", "elsewhere"]);
         let noticed = scene.until_delivered(false, "the fast path gives it up");
-        let known = || status(alpha)["containers"].as_array().map(Vec::len);
+        let known = || alpha.status()["containers"].as_array().map(Vec::len);
         eventually("the container is gone", PATIENCE, || known() == Some(1));
         println!("gone {noticed:?} after its device was moved away");
         let programs = elsewhere.run(&["ip", "-d", "link", "show", "onc-web"]);

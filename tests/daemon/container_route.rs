@@ -1,8 +1,8 @@
 //! What a container reaches by its gateway is chosen when it is added, and stays so.
 
-use crate::lab::{PATIENCE, assert_same, eventually, refused, two_hosts};
+use crate::ONCACHE;
 use nix::sys::signal::Signal;
-use oncache_testbed::{Container, Place, traffic};
+use oncache_testbed::{Container, Lab, PATIENCE, Place, assert_same, eventually, traffic};
 
 fn routes(place: &Place) -> Vec<String> {
     let text = place.run(&["ip", "-4", "route"]);
@@ -15,7 +15,7 @@ fn link(ip: &str) -> String {
 
 #[test]
 fn default_overlay_and_none_are_what_they_say_and_stay_so() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let host = lab.alpha();
     let client = lab.beta().add_container("client");
@@ -103,7 +103,7 @@ fn default_overlay_and_none_are_what_they_say_and_stay_so() {
 
 #[test]
 fn a_route_that_is_there_is_named_and_stays() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.start();
     let place = host.add_netns("old");
@@ -143,7 +143,7 @@ fn a_route_that_is_there_is_named_and_stays() {
             "/run/netns/old",
             "--route",
         ];
-        let line = refused(host, &[&add[..], &[taken]].concat());
+        let line = host.refused(&[&add[..], &[taken]].concat());
         println!("{route}: {line}");
         assert!(
             line.contains("container new") && line.contains("/run/netns/old"),

@@ -2,14 +2,15 @@
 
 use std::{mem, time::Duration};
 
-use crate::lab::{PATIENCE, assert_same, eventually, refused, two_hosts, until_fast, until_same};
+use crate::ONCACHE;
 use aya::programs::{
     SchedClassifier, TcAttachType,
     tc::{NlOptions, TcAttachOptions, TcHandle},
 };
 use oncache_testbed::{
-    Container, Host, Lab, Snapshot,
+    Container, Host, Lab, PATIENCE, Snapshot, assert_same, eventually,
     traffic::{self, Direction},
+    until_fast, until_same,
 };
 
 const LIBERAL: &str = "net.netfilter.nf_conntrack_tcp_be_liberal";
@@ -65,7 +66,7 @@ fn assert_only_loopback(guest: &Container) {
 
 #[test]
 fn both_hosts_are_as_they_were() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     // What is restored is what was there, not what is usual.
     lab.alpha().set_sysctl(LIBERAL, "0");
     lab.beta().set_sysctl(LIBERAL, "1");
@@ -101,7 +102,7 @@ fn both_hosts_are_as_they_were() {
 
 #[test]
 fn works_without_a_daemon_and_twice() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let before = before(&lab);
     let containers = live(&lab);
     let guest = containers.guest.clone();
@@ -126,7 +127,7 @@ fn works_without_a_daemon_and_twice() {
 
 #[test]
 fn works_after_a_daemon_that_was_asked_to_stop() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let before = before(&lab);
     drop(live(&lab));
     for (host, before) in lab.all().iter().zip(&before) {
@@ -142,12 +143,12 @@ fn works_after_a_daemon_that_was_asked_to_stop() {
 
 #[test]
 fn a_new_daemon_may_start_as_soon_as_down_is_through() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     alpha.start();
     for _ in 0..5 {
         alpha.oncache_ok(&["down"]);
-        let mut again = alpha.command(crate::lab::ONCACHE);
+        let mut again = alpha.command(crate::ONCACHE);
         again.arg("run").arg("--config").arg(alpha.config_path());
         let mut again = alpha.spawn(again);
         eventually("the next daemon answers", PATIENCE, || {
@@ -161,7 +162,7 @@ fn a_new_daemon_may_start_as_soon_as_down_is_through() {
 
 #[test]
 fn does_nothing_where_oncache_never_ran() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     // Things that are named nearly as ours are.
     host.sh("ip link add onc-others type veth peer name others
@@ -186,7 +187,7 @@ const FOREIGN_FILTERS: &str = "tc qdisc add dev eth1 clsact
 
 #[test]
 fn filters_of_its_own_go_and_the_qdisc_with_them_if_it_is_its_own() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     for host in lab.all() {
         host.write_config(
             &host
@@ -236,7 +237,7 @@ fn attach_its_namesake(host: &Host) {
 
 #[test]
 fn a_filter_that_is_named_alike_stays() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.write_config(
         &host
@@ -259,7 +260,7 @@ fn a_filter_that_is_named_alike_stays() {
 
 #[test]
 fn a_qdisc_of_its_own_stays_while_others_use_it() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.write_config(
         &host
@@ -282,7 +283,7 @@ fn a_qdisc_of_its_own_stays_while_others_use_it() {
 
 #[test]
 fn a_container_whose_namespace_is_gone_is_deleted_all_the_same() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     lab.start();
     let before = alpha.snapshot();
@@ -307,12 +308,12 @@ fn a_container_whose_namespace_is_gone_is_deleted_all_the_same() {
             std::thread::sleep(wait);
             let output = alpha.oncache(&["container", "del", "short"]);
             if !output.status.success() {
-                let line = crate::lab::complaint(&["container", "del", "short"], &output);
+                let line = oncache_testbed::complaint(&["container", "del", "short"], &output);
                 println!("after {wait:?}: {line}");
                 assert!(line.contains("not known here"), "{line}");
             }
             until_same(alpha, &before, PATIENCE, "after the namespace went");
-            let line = refused(alpha, &["container", "del", "short"]);
+            let line = alpha.refused(&["container", "del", "short"]);
             assert!(
                 line.contains("short") && line.contains("not known here"),
                 "{line}"

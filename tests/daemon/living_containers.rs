@@ -3,10 +3,10 @@
 
 use std::{fs, thread, time::Duration};
 
-use crate::lab::{PATIENCE, assert_same, eventually, refused, status, two_hosts};
+use crate::ONCACHE;
 use nix::sys::signal::Signal;
 use oncache::container::devices::host_device;
-use oncache_testbed::{Container, Host, Lab, traffic};
+use oncache_testbed::{Container, Host, Lab, PATIENCE, assert_same, eventually, traffic};
 
 const STATE: &str = "/var/lib/oncache/state.json";
 
@@ -22,7 +22,7 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let lab = two_hosts();
+        let lab = Lab::two_hosts(ONCACHE);
         lab.start();
         let alpha = lab.alpha();
         let web = alpha.add_container("web");
@@ -52,7 +52,7 @@ impl Scene {
 /// Starts with the arguments, which is refused in one line, and returns the line.
 fn start_refused(host: &Host, arguments: &[&str]) -> String {
     let config = host.config_path().display().to_string();
-    refused(host, &[&["run", "--config", &config], arguments].concat())
+    host.refused(&[&["run", "--config", &config], arguments].concat())
 }
 
 /// The ifindex of a host-side device.
@@ -200,7 +200,7 @@ fn a_changed_vni_takes_the_tunnel_and_no_container() {
     alpha.write_config(&alpha.default_config().vni(77).to_string());
     alpha.signal(Signal::SIGHUP);
     assert!(alpha.wait_notified("READY=1", 2, PATIENCE));
-    let said = crate::lab::log_since(alpha, log).join("\n");
+    let said = alpha.log_since(log).join("\n");
     println!("{said}");
     assert!(
         said.contains("reload refused")
@@ -257,7 +257,7 @@ fn leftovers_are_cleaned_and_strangers_stay() {
     host.write_config(&host.default_config().lease("5s").to_string());
     host.signal(Signal::SIGHUP);
     assert!(host.wait_notified("READY=1", 2, PATIENCE));
-    let said = crate::lab::log_since(host, log).join("\n");
+    let said = host.log_since(log).join("\n");
     println!("{said}");
     assert!(
         said.contains("onc-stranger") && said.contains("it stays"),
@@ -266,26 +266,23 @@ fn leftovers_are_cleaned_and_strangers_stay() {
     host.run(&["ip", "link", "show", "onc-stranger"]);
     host.run(&["ip", "link", "show", "onc-mark"]);
     // It is nobody's name, either.
-    let line = refused(host, &["container", "add", "stranger"]);
+    let line = host.refused(&["container", "add", "stranger"]);
     println!("{line}");
     assert!(line.contains("/run/netns/stranger"), "{line}");
-    let line = refused(
-        host,
-        &[
-            "container",
-            "add",
-            "stranger",
-            "--netns",
-            "/run/netns/half2",
-        ],
-    );
+    let line = host.refused(&[
+        "container",
+        "add",
+        "stranger",
+        "--netns",
+        "/run/netns/half2",
+    ]);
     println!("{line}");
     host.run(&["ip", "link", "show", "onc-stranger"]);
 }
 
 #[test]
 fn what_is_others_stays_at_down() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.sh("ip link add oncache0 type bridge; ip link set oncache0 up
              ip link add p0 type veth peer name p1; ip link set p0 master oncache0
@@ -308,16 +305,13 @@ fn what_is_others_stays_at_down() {
     assert_same(&before, &host.snapshot(), "a refused start");
     host.oncache_ok(&["down"]);
     assert_same(&before, &host.snapshot(), "down");
-    let line = refused(
-        host,
-        &[
-            "down",
-            "--socket",
-            "/run/testbed/kept",
-            "--state",
-            "/dev/null/x",
-        ],
-    );
+    let line = host.refused(&[
+        "down",
+        "--socket",
+        "/run/testbed/kept",
+        "--state",
+        "/dev/null/x",
+    ]);
     println!("{line}");
     host.oncache_ok(&["down", "--socket", "/run/testbed/kept"]);
     assert_eq!(host.run(&["cat", "/run/testbed/kept"]), "somebody's");
@@ -325,7 +319,7 @@ fn what_is_others_stays_at_down() {
 
 #[test]
 fn the_hosts_own_namespace_and_a_containers_are_no_containers() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.start();
     host.add_container("web");
@@ -355,7 +349,7 @@ fn the_hosts_own_namespace_and_a_containers_are_no_containers() {
         }
         for arguments in [&[][..], &["--ifname", "other0"], &["--route", "none"]] {
             let call = [&["container", "add", "new", "--netns", path][..], arguments].concat();
-            let line = refused(host, &call);
+            let line = host.refused(&call);
             println!("{path} {arguments:?}: {line}");
             assert!(
                 line.contains("container new") && line.contains(path) && line.contains(words),
@@ -364,7 +358,10 @@ fn the_hosts_own_namespace_and_a_containers_are_no_containers() {
             assert_same(&before, &host.snapshot(), path);
         }
     }
-    assert_eq!(status(host)["containers"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        host.status()["containers"].as_array().map(Vec::len),
+        Some(1)
+    );
     host.add_container_with("new", &["--netns", "/run/netns/free"]);
 }
 
@@ -373,14 +370,14 @@ fn of_two_names_with_one_hash_the_second_is_told_of_the_first() {
     // Found by trying 24 million of them.
     const NAMES: [&str; 2] = ["web.1942399", "web.19261274"];
     assert_eq!(host_device(NAMES[0]), host_device(NAMES[1]));
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let host = lab.alpha();
     let first = host.add_container(NAMES[0]);
     let client = lab.beta().add_container("client");
-    crate::lab::until_fast([host, lab.beta()], &client, &first);
+    oncache_testbed::until_fast([host, lab.beta()], &client, &first);
     let before = host.snapshot();
-    let line = refused(host, &["container", "add", NAMES[1]]);
+    let line = host.refused(&["container", "add", NAMES[1]]);
     println!("{line}");
     assert!(
         line.contains(&format!("container {}:", NAMES[1]))
@@ -389,12 +386,12 @@ fn of_two_names_with_one_hash_the_second_is_told_of_the_first() {
         "{line}"
     );
     assert_same(&before, &host.snapshot(), "a name with the same hash");
-    crate::lab::until_fast([host, lab.beta()], &client, &first);
+    oncache_testbed::until_fast([host, lab.beta()], &client, &first);
 }
 
 #[test]
 fn on_a_full_disk_a_deletion_is_a_deletion() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.sh("mkdir /run/small; mount -t tmpfs -o size=64k tmpfs /run/small");
     let start = || {
@@ -414,7 +411,7 @@ fn on_a_full_disk_a_deletion_is_a_deletion() {
     let list = host.oncache_ok(&["container", "list"]);
     assert!(!list.contains("one") && list.contains("two"), "{list}");
     host.sh("test ! -e /sys/class/net/onc-one; test ! -e /run/netns/one");
-    let warnings = status(host)["warnings"].to_string();
+    let warnings = host.status()["warnings"].to_string();
     println!("{warnings}");
     for words in [
         "the state is not written",
@@ -426,7 +423,7 @@ fn on_a_full_disk_a_deletion_is_a_deletion() {
     }
     assert!(noted().contains("\"one\""), "the disk is full");
     // What needs the disk is refused, and is not there.
-    let line = refused(host, &["container", "add", "four"]);
+    let line = host.refused(&["container", "add", "four"]);
     println!("{line}");
     assert!(
         line.contains("No space left") && line.contains("make room"),
@@ -450,7 +447,7 @@ fn on_a_full_disk_a_deletion_is_a_deletion() {
         !noted().contains("\"two\"")
     });
     thread::sleep(Duration::from_millis(100));
-    let warnings = status(host)["warnings"].to_string();
+    let warnings = host.status()["warnings"].to_string();
     assert!(!warnings.contains("not written"), "{warnings}");
     host.remove_container("three");
 }

@@ -1,14 +1,9 @@
 //! Whatever somebody writes, however long: what is said about it has a sensible length, and still says
 //! what is wrong.
 
-use std::{
-    io::{Read as _, Write as _},
-    os::unix::net::UnixStream,
-};
-
-use crate::lab::{PATIENCE, two_hosts};
+use crate::ONCACHE;
 use nix::sys::signal::Signal;
-use oncache_testbed::Host;
+use oncache_testbed::{Answer, Host, Lab, PATIENCE};
 
 /// Longer than any line that a person reads.
 const LONG: usize = 5_000;
@@ -102,7 +97,7 @@ fn right(host: &Host) -> String {
 
 #[test]
 fn a_long_value_in_a_file_is_not_repeated_whole() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     let right = right(host);
     let mut tried = 0;
@@ -123,7 +118,7 @@ fn a_long_value_in_a_file_is_not_repeated_whole() {
 
 #[test]
 fn a_long_argument_is_not_repeated_whole() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.start();
     // Arguments are no longer than a name of a file may be, and longer.
@@ -179,7 +174,7 @@ fn a_long_argument_is_not_repeated_whole() {
     host.write_config(&format!("{}\n{}\n", right(host), "z".repeat(LONG)));
     host.signal(Signal::SIGHUP);
     assert!(host.wait_notified("READY=1", 2, PATIENCE));
-    let said = crate::lab::log_since(host, before).join("\n");
+    let said = host.log_since(before).join("\n");
     assert!(said.contains("reload refused"), "{said}");
     assert_lines("a reload", &said);
     for letter in host.notifications() {
@@ -187,29 +182,13 @@ fn a_long_argument_is_not_repeated_whole() {
     }
 }
 
-/// The answer's status and body to a request by the socket.
-fn ask(host: &Host, method: &str, path: &str, body: &str) -> (String, String) {
-    host.enter(|| {
-        let mut stream = UnixStream::connect("/run/oncache/oncache.sock").expect("the socket");
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: oncache\r\nconnection: close\r\n\
-             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        stream.write_all(request.as_bytes()).expect("sent");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
-        (
-            head.lines().next().unwrap_or_default().to_owned(),
-            body.to_owned(),
-        )
-    })
+fn is_refused(answer: &Answer) -> bool {
+    (400..500).contains(&answer.status)
 }
 
 #[test]
 fn a_long_request_is_not_repeated_whole() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.start();
     for text in texts() {
@@ -229,13 +208,14 @@ fn a_long_request_is_not_repeated_whole() {
             text.clone(),
         ];
         for body in &bodies {
-            let (status, answer) = ask(host, "POST", "/v1/containers", body);
+            let answer = host.ask("POST", "/v1/containers", body);
             assert!(
-                status.contains(" 4"),
-                "{status}: {}",
-                &answer[..answer.len().min(300)]
+                is_refused(&answer),
+                "{}: {}",
+                answer.status,
+                &answer.body[..answer.body.len().min(300)]
             );
-            assert_lines("add a container", &answer);
+            assert_lines("add a container", &answer.body);
         }
         let rule = |field: &str| {
             let mut fields = vec!["\"action\": \"deny\"".to_owned()];
@@ -243,9 +223,9 @@ fn a_long_request_is_not_repeated_whole() {
             format!("{{\"rules\": [{{{}}}]}}", fields.join(", "))
         };
         for field in ["from", "to", "protocol", "ports", "another"] {
-            let (status, answer) = ask(host, "POST", "/v1/policy", &rule(field));
-            assert!(status.contains(" 4"), "{field}: {status}: {answer}");
-            assert_lines(field, &answer);
+            let answer = host.ask("POST", "/v1/policy", &rule(field));
+            assert!(is_refused(&answer), "{field}: {answer:?}");
+            assert_lines(field, &answer.body);
         }
         let word = text.replace(|c: char| !c.is_ascii_alphanumeric(), "q");
         for (method, path) in [
@@ -254,9 +234,9 @@ fn a_long_request_is_not_repeated_whole() {
             ("GET", format!("/v1/{word}")),
             ("PATCH", format!("/v1/containers/{word}")),
         ] {
-            let (status, answer) = ask(host, method, &path, "");
-            assert!(status.contains(" 4"), "{status}");
-            assert_lines("another path", &answer);
+            let answer = host.ask(method, &path, "");
+            assert!(is_refused(&answer), "{}", answer.status);
+            assert_lines("another path", &answer.body);
         }
     }
     assert_lines("the log", &host.log());

@@ -12,11 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::{ONCACHE, PATIENCE, counter, eventually, refused, until_fast};
-use crate::reloading::reload_with;
+use crate::ONCACHE;
 use oncache_testbed::{
-    Container, Host, Lab,
+    Container, Host, Lab, PATIENCE, eventually,
     traffic::{self, Datagrams, Direction, Rounds, Transfer},
+    until_fast,
 };
 
 const ADDRESS: &str = "10.42.1.7";
@@ -184,7 +184,7 @@ fn a_container_takes_its_address_along_and_back() {
     for _ in 0..20 {
         from_third.asks();
     }
-    let wrong = counter(gamma, "ingress", "wrong-host");
+    let wrong = gamma.counters().get("ingress", "wrong-host");
     let to_third = (third.ip, 6001);
     for number in 0..10_u8 {
         let sent = echo_there.socket.send_to(&[3, number], to_third);
@@ -195,12 +195,12 @@ fn a_container_takes_its_address_along_and_back() {
         let length = from_third.socket.recv(&mut bytes).expect("one of the ten");
         assert_eq!(bytes[..length], [3, number]);
     }
-    let wrong = counter(gamma, "ingress", "wrong-host") - wrong;
+    let wrong = gamma.counters().get("ingress", "wrong-host") - wrong;
     println!("  10 packets from the new host arrived, {wrong} of them counted as wrong-host");
     assert_eq!(wrong, 10);
 
     println!("the old host is told too early:");
-    let lines = reload_with(alpha, &moved_to(alpha, beta));
+    let lines = alpha.reload_with(&moved_to(alpha, beta));
     let refusal = lines
         .iter()
         .find(|line| line.contains("reload refused"))
@@ -223,7 +223,7 @@ fn a_container_takes_its_address_along_and_back() {
     from_local.is_answered_by(2, "on the new host");
 
     println!("the old host is told:");
-    let lines = reload_with(alpha, &moved_to(alpha, beta));
+    let lines = alpha.reload_with(&moved_to(alpha, beta));
     assert!(
         lines
             .iter()
@@ -237,11 +237,11 @@ fn a_container_takes_its_address_along_and_back() {
         "  {}, by way of the old host: answered after {took:?}",
         from_third.name
     );
-    let message = refused(alpha, &["container", "add", "thief", "--ip", ADDRESS]);
+    let message = alpha.refused(&["container", "add", "thief", "--ip", ADDRESS]);
     assert!(message.contains("has moved to beta"), "{message}");
 
     println!("the third host is told:");
-    reload_with(gamma, &moved_to(gamma, beta));
+    gamma.reload_with(&moved_to(gamma, beta));
     from_third.is_answered_by(2, "third host told");
     let took = until_fast([gamma, beta], &third, &there);
     println!("  fast from the third host after {took:?}");
@@ -270,7 +270,7 @@ fn a_container_takes_its_address_along_and_back() {
     beta.remove_container("web");
     drop(there);
     for host in [gamma, alpha] {
-        reload_with(host, &host.default_config().to_string());
+        host.reload_with(&host.default_config().to_string());
     }
     let web = alpha.add_container_with("web", &["--ip", ADDRESS]);
     let _echo = Echo::in_container(&web, 4);

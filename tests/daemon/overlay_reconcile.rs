@@ -1,18 +1,16 @@
 //! The slow path on a real host made of a network namespace: it comes up, stays as it is, mends, and
 //! goes without a trace. Takes root.
 
-use crate::namespaces::{
-    Namespace,
-    hosts::{MARKS, apply, config, hosts, subnet, try_apply, underlay},
-};
+use crate::overlay_hosts::{MARKS, apply, block_on, config, hosts, subnet, try_apply, underlay};
 use oncache::{
     netlink::Netlink,
     overlay::{step::Step, sysctl::Sysctls, teardown::teardown, wanted::WantedOverlay},
 };
+use oncache_testbed::Place;
 use serde_json::{Value, json};
 
 /// Everything of a host that the overlay could leave a trace in.
-fn state(host: &Namespace) -> Value {
+fn state(host: &Place) -> Value {
     json!({
         "links": host.json("ip -j link"),
         "addresses": host.json("ip -j -4 addr"),
@@ -66,7 +64,10 @@ fn comes_up_as_wanted_and_a_second_run_changes_nothing() {
     assert_eq!(neighbour["lladdr"], "0a:6f:c0:a8:32:02");
     assert_eq!(neighbour["state"], json!(["PERMANENT"]));
     let fdb = host.sh("bridge fdb show dev oncache-vx0");
-    assert_eq!(fdb, "0a:6f:c0:a8:32:02 dst 192.168.50.2 self permanent");
+    assert_eq!(
+        fdb.trim_end(),
+        "0a:6f:c0:a8:32:02 dst 192.168.50.2 self permanent"
+    );
     let table = host.sh("nft list table inet oncache");
     assert!(
         table.contains(
@@ -246,7 +247,7 @@ fn teardown_leaves_no_trace_and_may_be_repeated() {
     assert_eq!(liberal, Some(0));
     assert_ne!(state(&host), before);
     for _ in 0..2 {
-        host.block_on(|| async {
+        block_on(&host, || async {
             let netlink = Netlink::new().expect("netlink");
             let down = teardown(&netlink, &Sysctls::default(), &wanted.names, liberal).await;
             down.expect("down");

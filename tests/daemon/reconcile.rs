@@ -2,12 +2,11 @@
 
 use std::{thread, time::Duration};
 
-use crate::lab::{
-    Hits, PATIENCE, assert_same, epoch, eventually, log_since, status, two_hosts, until_fast,
+use crate::ONCACHE;
+use oncache_testbed::{
+    Container, Hits, Host, Lab, PATIENCE, assert_same, eventually, traffic, until_fast,
     until_fast_again, until_same,
 };
-use crate::reloading::reload;
-use oncache_testbed::{Container, Host, Lab, traffic};
 
 /// How long mending may take of what the kernel tells the daemon of. Settings it does not: they wait
 /// for the reconciliation that comes every five seconds, and that has [`PATIENCE`].
@@ -24,7 +23,7 @@ const FOREIGN: &str = "nft add table inet others
     tc filter add dev eth1 ingress prio 7 protocol ip bpf bytecode '1,6 0 0 0,'";
 
 fn start(foreign: bool) -> (Lab, Container, Container) {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     if foreign {
         let alpha = lab.alpha();
         alpha.sh(FOREIGN);
@@ -90,13 +89,13 @@ fn damage_is_mended() {
         ("the bridge's MTU", "ip link set oncache0 mtu 1000"),
     ];
     for (what, damage) in damages {
-        let epoch_before = epoch(alpha);
+        let epoch_before = alpha.epoch();
         alpha.sh(damage);
         let untold = damage.contains("/proc/sys");
         let limit = if untold { PATIENCE } else { MENDED };
         let mended = until_same(alpha, &whole, limit, what);
         let fast = until_fast_again(hosts, &client, &server);
-        let epochs = epoch(alpha) - epoch_before;
+        let epochs = alpha.epoch() - epoch_before;
         println!("{what}: mended in {mended:?}, fast again in {fast:?}, {epochs} epochs");
         assert!(epochs > 0, "{what}: what was learned before is not trusted");
     }
@@ -117,18 +116,18 @@ fn damage_is_mended() {
 fn nothing_is_done_where_nothing_is_to_do() {
     let (lab, ..) = start(false);
     thread::sleep(Duration::from_secs(1));
-    let state = |host: &Host| (epoch(host), host.snapshot(), host.log().len());
+    let state = |host: &Host| (host.epoch(), host.snapshot(), host.log().len());
     let before: Vec<_> = lab.all().iter().map(state).collect();
     // More than one reconciliation that nothing has asked for.
     thread::sleep(Duration::from_secs(12));
     for (host, (epoch_before, snapshot, from)) in lab.all().iter().zip(before) {
-        let lines = log_since(host, from);
+        let lines = host.log_since(from);
         println!(
             "{}: epoch {epoch_before}, {} lines logged",
             host.name,
             lines.len()
         );
-        assert_eq!(epoch(host), epoch_before);
+        assert_eq!(host.epoch(), epoch_before);
         assert!(lines.is_empty(), "{lines:#?}");
         assert_same(&snapshot, &host.snapshot(), "twelve seconds later");
     }
@@ -140,18 +139,18 @@ fn a_second_start_changes_nothing() {
     let hosts = [lab.alpha(), lab.beta()];
     thread::sleep(Duration::from_secs(1));
     for host in hosts {
-        let (epoch_before, hits, snapshot) = (epoch(host), Hits::of(host), host.snapshot());
+        let (epoch_before, hits, snapshot) = (host.epoch(), Hits::of(host), host.snapshot());
         let from = host.log().len();
         assert!(host.stop().success());
         host.start();
-        let lines = log_since(host, from);
+        let lines = host.log_since(from);
         let news: Vec<_> = lines.iter().filter(|line| is_news(line)).collect();
         println!(
             "{}: epoch {epoch_before}, {hits:?}; log {lines:#?}",
             host.name
         );
         assert!(news.is_empty(), "{news:#?}");
-        assert_eq!(epoch(host), epoch_before + 1, "a start is a new epoch");
+        assert_eq!(host.epoch(), epoch_before + 1, "a start is a new epoch");
         let now = Hits::of(host);
         assert!(
             now.egress >= hits.egress && now.ingress >= hits.ingress,
@@ -177,7 +176,7 @@ fn what_went_while_no_daemon_ran_is_forgotten() {
     // Its heir must not have what it had.
     assert_eq!(flows().as_array().map(Vec::len), Some(0));
     assert_eq!(
-        status(alpha)["containers"].as_array().map(Vec::len),
+        alpha.status()["containers"].as_array().map(Vec::len),
         Some(0)
     );
     let heir = alpha.add_container_with("heir", &["--ip", "10.42.1.2"]);
@@ -191,7 +190,7 @@ fn a_bad_file_keeps_the_running_configuration() {
     let alpha = lab.alpha();
     thread::sleep(Duration::from_secs(1));
     let state = || {
-        let mut status = status(alpha);
+        let mut status = alpha.status();
         status["cache"]["entries"].take();
         status["cache"]["hit_ratio"].take();
         (status, alpha.snapshot())
@@ -209,7 +208,7 @@ fn a_bad_file_keeps_the_running_configuration() {
         ),
     ] {
         alpha.write_config(&bad);
-        let lines = reload(alpha);
+        let lines = alpha.reload();
         let refusal = lines
             .iter()
             .find(|line| line.contains("ERROR") && line.contains("reload refused"));
@@ -220,7 +219,7 @@ fn a_bad_file_keeps_the_running_configuration() {
         assert_same(&before.1, &snapshot, "after a reload that was refused");
     }
     alpha.write_config(&good);
-    let lines = reload(alpha);
+    let lines = alpha.reload();
     assert!(
         lines.iter().any(|line| line.contains("reloaded")),
         "{lines:#?}"
@@ -230,7 +229,7 @@ fn a_bad_file_keeps_the_running_configuration() {
 
 #[test]
 fn a_reload_adds_and_removes_a_peer() {
-    let lab = Lab::hosts(3, crate::lab::ONCACHE);
+    let lab = Lab::hosts(3, crate::ONCACHE);
     let (alpha, beta, gamma) = (lab.alpha(), lab.beta(), lab.gamma());
     alpha.write_config(
         &alpha
@@ -251,7 +250,7 @@ fn a_reload_adds_and_removes_a_peer() {
         .pace(10_000_000)
         .start();
     alpha.write_config(&alpha.default_config().to_string());
-    let lines = reload(alpha);
+    let lines = alpha.reload();
     for step in [
         "add route 10.42.3.0/24",
         "replace neighbour 10.42.3.0",
@@ -262,7 +261,7 @@ fn a_reload_adds_and_removes_a_peer() {
             "{step}: {lines:#?}"
         );
     }
-    assert_eq!(status(alpha)["peers"].as_array().map(Vec::len), Some(2));
+    assert_eq!(alpha.status()["peers"].as_array().map(Vec::len), Some(2));
     let took = until_fast_again([alpha, gamma], &client, &far);
     println!("the new peer's containers by the fast path after {took:?}");
     let report = transfer.stop();
@@ -275,7 +274,7 @@ fn a_reload_adds_and_removes_a_peer() {
             .peers(vec![beta.as_peer()])
             .to_string(),
     );
-    reload(alpha);
+    alpha.reload();
     eventually("the peer's traces go", PATIENCE, || {
         alpha.snapshot() == without
     });

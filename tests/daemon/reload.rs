@@ -10,14 +10,12 @@ use std::{
     time::Duration,
 };
 
-use crate::lab::{
-    ONCACHE, PATIENCE, counter, epoch, eventually, status, until_fast, until_fast_again,
-};
+use crate::ONCACHE;
 use crate::pinned_maps::PinnedMaps;
-use crate::reloading::reload_with;
 use oncache_testbed::{
-    Container, Host, Lab, Peer,
+    Container, Host, Lab, PATIENCE, Peer, eventually,
     traffic::{Datagrams, Direction, Rounds, Transfer, TransferHandle},
+    until_fast, until_fast_again,
 };
 
 /// Traffic of two hosts that no change of the others' configuration concerns.
@@ -73,7 +71,7 @@ impl Bystanders {
 
 /// Kernel ids of the attached programs.
 fn programs(host: &Host) -> Vec<u64> {
-    let status = status(host);
+    let status = host.status();
     let programs = status["cache"]["programs"].as_array().expect("programs");
     let id = |program: &serde_json::Value| program["program_id"].as_u64().expect("an id");
     programs.iter().map(id).collect()
@@ -114,64 +112,55 @@ fn what_a_change_does_not_concern_goes_on() {
     let bystanders = Bystanders::between(&client, &near);
 
     println!("nothing changes, then what no flow depends on:");
-    let (before, loaded) = (epoch(alpha), programs(alpha));
-    reload_with(alpha, &only_beta.to_string());
+    let (before, loaded) = (alpha.epoch(), programs(alpha));
+    alpha.reload_with(&only_beta.to_string());
     let shorter = only_beta.clone().lease("5s");
-    reload_with(alpha, &shorter.to_string());
+    alpha.reload_with(&shorter.to_string());
     assert_eq!(
-        status(alpha)["cache"]["lease_ms"],
+        alpha.status()["cache"]["lease_ms"],
         4999,
         "the lease is in force"
     );
     let from = alpha.log().len();
-    reload_with(
-        alpha,
-        &shorter.extra("[log]\nlevel = \"error\"").to_string(),
-    );
+    alpha.reload_with(&shorter.extra("[log]\nlevel = \"error\"").to_string());
     assert!(
         !alpha.log()[from..].contains("reloaded"),
         "the log is not silent"
     );
-    let lines = reload_with(alpha, &only_beta.to_string());
+    let lines = alpha.reload_with(&only_beta.to_string());
     assert!(
         lines.iter().any(|line| line.contains("reloaded")),
         "{lines:#?}"
     );
-    assert_eq!((epoch(alpha), programs(alpha)), (before, loaded));
+    assert_eq!((alpha.epoch(), programs(alpha)), (before, loaded));
 
     println!("bad files:");
     let faulty = only_beta
         .to_string()
         .replace("vni = 42", "vni = 0\nports = 4789");
-    let lines = reload_with(alpha, &faulty);
+    let lines = alpha.reload_with(&faulty);
     is_refused(&lines, "overlay.vni");
     is_refused(&lines, "overlay.ports");
     // One that only the kernel refuses, half way: another program's route to the new peer's subnet.
     alpha.sh("ip route add 10.42.3.0/24 via 192.168.50.99 dev eth1");
-    let lines = reload_with(
-        alpha,
-        &config(vec![beta.as_peer(), gamma.as_peer()]).to_string(),
-    );
+    let lines = alpha.reload_with(&config(vec![beta.as_peer(), gamma.as_peer()]).to_string());
     is_refused(&lines, "10.42.3.0/24");
-    assert_eq!(status(alpha)["peers"].as_array().map(Vec::len), Some(1));
+    assert_eq!(alpha.status()["peers"].as_array().map(Vec::len), Some(1));
     alpha.sh("ip route del 10.42.3.0/24 via 192.168.50.99 dev eth1");
     let neighbours = alpha.run(&["ip", "neigh", "show", "dev", "oncache-vx0"]);
     assert!(!neighbours.contains("10.42.3.0"), "{neighbours}");
 
     println!("a peer comes:");
-    reload_with(
-        alpha,
-        &config(vec![beta.as_peer(), gamma.as_peer()]).to_string(),
-    );
+    alpha.reload_with(&config(vec![beta.as_peer(), gamma.as_peer()]).to_string());
     let took = until_fast_again([alpha, gamma], &client, &far);
     println!("  fast after {took:?}");
 
     println!("it gets another underlay address:");
     gamma.sh("ip address del 192.168.50.13/24 dev eth1; ip address add 192.168.50.23/24 dev eth1");
     let moved = gamma.default_config().to_string();
-    reload_with(gamma, &moved.replace("192.168.50.13", "192.168.50.23"));
+    gamma.reload_with(&moved.replace("192.168.50.13", "192.168.50.23"));
     let renumbered = peer(gamma, [192, 168, 50, 23], gamma.subnet());
-    reload_with(alpha, &config(vec![beta.as_peer(), renumbered]).to_string());
+    alpha.reload_with(&config(vec![beta.as_peer(), renumbered]).to_string());
     let took = until_fast_again([alpha, gamma], &client, &far);
     println!("  fast after {took:?}");
 
@@ -180,35 +169,35 @@ fn what_a_change_does_not_concern_goes_on() {
     let elsewhere = moved
         .replace("192.168.50.13", "192.168.50.23")
         .replace(gamma.subnet(), "10.42.33.0/24");
-    reload_with(gamma, &elsewhere);
+    gamma.reload_with(&elsewhere);
     let far = gamma.add_container("far");
     let renumbered = peer(gamma, [192, 168, 50, 23], "10.42.33.0/24");
     let with_gamma = config(vec![beta.as_peer(), renumbered]);
-    reload_with(alpha, &with_gamma.to_string());
+    alpha.reload_with(&with_gamma.to_string());
     let took = until_fast_again([alpha, gamma], &client, &far);
     println!("  {} fast after {took:?}", far.ip);
 
     println!("caches of another size:");
     let small = with_gamma.clone().flows(1024);
-    reload_with(alpha, &small.to_string());
-    assert_eq!(status(alpha)["cache"]["flows"], 1024);
+    alpha.reload_with(&small.to_string());
+    assert_eq!(alpha.status()["cache"]["flows"], 1024);
     until_fast([alpha, beta], &client, &near);
 
     println!("another mark mask:");
-    reload_with(alpha, &small.mark_mask("0x00ffff00").to_string());
+    alpha.reload_with(&small.mark_mask("0x00ffff00").to_string());
     until_fast([alpha, beta], &client, &near);
-    reload_with(alpha, &with_gamma.to_string());
+    alpha.reload_with(&with_gamma.to_string());
     until_fast([alpha, beta], &client, &near);
 
     println!("the fast path is switched off and on:");
-    reload_with(alpha, &with_gamma.clone().cache(false).to_string());
-    assert!(status(alpha)["cache"].is_null());
-    reload_with(alpha, &with_gamma.to_string());
+    alpha.reload_with(&with_gamma.clone().cache(false).to_string());
+    assert!(alpha.status()["cache"].is_null());
+    alpha.reload_with(&with_gamma.to_string());
     until_fast([alpha, beta], &client, &near);
 
     println!("the peer goes:");
     until_fast([alpha, gamma], &client, &far);
-    reload_with(alpha, &only_beta.to_string());
+    alpha.reload_with(&only_beta.to_string());
     until_fast([alpha, beta], &client, &near);
     bystanders.have_lost_nothing();
 }
@@ -265,13 +254,13 @@ fn a_peer_that_goes_is_not_carried_any_more_and_leaves_no_traces() {
     });
 
     let beta_alone = alpha.default_config().peers(vec![beta.as_peer()]);
-    reload_with(alpha, &beta_alone.to_string());
+    alpha.reload_with(&beta_alone.to_string());
     let (all, slow) = taken_in(alpha, &lone, "onc-lone");
     let hits = maps.hits();
-    let refused_before = counter(alpha, "ingress", "not-peer");
+    let refused_before = alpha.counters().get("ingress", "not-peer");
     let mut refused = 0;
     eventually("the former peer sends on", PATIENCE, || {
-        refused = counter(alpha, "ingress", "not-peer") - refused_before;
+        refused = alpha.counters().get("ingress", "not-peer") - refused_before;
         refused > 100
     });
     let (all_then, slow_then) = taken_in(alpha, &lone, "onc-lone");

@@ -6,8 +6,8 @@ use std::{
     process,
 };
 
-use crate::lab::{PATIENCE, assert_same, complaint, eventually, two_hosts};
-use oncache_testbed::Host;
+use crate::ONCACHE;
+use oncache_testbed::{Host, Lab, PATIENCE, assert_same, complaint, eventually};
 
 /// A conflict: what makes it, what takes it away, and the words that its line has to have.
 struct Taken {
@@ -221,7 +221,7 @@ fn assert_refused(host: &Host, what: &str, words: &[&str]) {
 
 #[test]
 fn check_and_run_refuse_the_same_in_the_same_words() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.write_config(&host.default_config().to_string());
     for Taken { make, undo, words } in conflicts() {
@@ -261,7 +261,7 @@ fn check_and_run_refuse_the_same_in_the_same_words() {
 
 #[test]
 fn what_is_not_in_the_way_is_left_alone() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.write_config(&host.default_config().to_string());
     for (make, undo) in HARMLESS {
@@ -284,7 +284,7 @@ fn what_is_not_in_the_way_is_left_alone() {
 
 #[test]
 fn what_is_taken_while_the_daemon_runs_is_said_by_its_holder() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.start();
     host.add_container("web");
@@ -323,7 +323,7 @@ fn what_is_taken_while_the_daemon_runs_is_said_by_its_holder() {
         host.run(&["ip", "-batch", "/run/testbed/batch"]);
         let mut line = String::new();
         eventually(batch, PATIENCE, || {
-            let said = crate::lab::log_since(host, before);
+            let said = host.log_since(before);
             let found = said.iter().find(|line| line.contains("reconcile: "));
             line = found.cloned().unwrap_or_default();
             found.is_some()

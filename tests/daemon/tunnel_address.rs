@@ -3,10 +3,9 @@
 
 use std::{net::Ipv4Addr, thread::sleep, time::Duration};
 
-use crate::lab::{PATIENCE, eventually, log_since, two_hosts};
-use crate::seed::Random;
+use crate::ONCACHE;
 use nix::sys::signal::Signal;
-use oncache_testbed::{Host, traffic};
+use oncache_testbed::{Host, Lab, PATIENCE, Random, eventually, traffic};
 
 /// Longer than the daemon gathers notifications.
 const SETTLED: Duration = Duration::from_millis(200);
@@ -63,7 +62,7 @@ fn tunnel(host: &Host) -> Ipv4Addr {
 }
 
 fn warns(host: &Host) -> bool {
-    let status = crate::lab::status(host);
+    let status = host.status();
     let warnings = status["warnings"].as_array().expect("warnings");
     warnings
         .iter()
@@ -77,7 +76,7 @@ fn has(host: &Host, address: Ipv4Addr) -> bool {
 /// The tunnel is at `chosen`, and `status` says whether the device is, too.
 fn check(host: &Host, chosen: Ipv4Addr, history: &[String]) {
     assert_eq!(tunnel(host), chosen, "{history:#?}");
-    let status = crate::lab::status(host);
+    let status = host.status();
     assert_eq!(status["address"], chosen.to_string(), "{history:#?}");
     let away = !has(host, chosen);
     eventually(
@@ -90,7 +89,7 @@ fn check(host: &Host, chosen: Ipv4Addr, history: &[String]) {
 
 #[test]
 fn a_flap_beside_a_service_address_does_not_move_the_tunnel() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     alpha.write_config(&without_address(alpha));
     lab.start();
@@ -98,7 +97,7 @@ fn a_flap_beside_a_service_address_does_not_move_the_tunnel() {
         alpha.add_container("client"),
         lab.beta().add_container("server"),
     );
-    crate::lab::until_fast([alpha, lab.beta()], &client, &server);
+    oncache_testbed::until_fast([alpha, lab.beta()], &client, &server);
     alpha.run(&["ip", "address", "add", VIP, "dev", "eth1"]);
     let (from, in_part) = (alpha.log().len(), alpha.invalidations("mended-in-part"));
 
@@ -118,8 +117,8 @@ fn a_flap_beside_a_service_address_does_not_move_the_tunnel() {
 
     alpha.run(&["ip", "address", "add", OWN, "dev", "eth1"]);
     eventually("status warns no more", PATIENCE, || !warns(alpha));
-    crate::lab::until_fast_again([alpha, lab.beta()], &client, &server);
-    let lines = log_since(alpha, from);
+    oncache_testbed::until_fast_again([alpha, lab.beta()], &client, &server);
+    let lines = alpha.log_since(from);
     println!("{lines:#?}");
     let said = |level: &str, what: &str| {
         let found = lines
@@ -135,7 +134,7 @@ fn a_flap_beside_a_service_address_does_not_move_the_tunnel() {
 
 #[test]
 fn whatever_comes_and_goes_the_tunnel_is_where_the_reference_says() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     alpha.write_config(&without_address(alpha));
     alpha.start();

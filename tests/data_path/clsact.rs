@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use crate::lab::{Hits, epoch, log_since, status, two_hosts, until_fast};
+use crate::ONCACHE;
 use oncache_testbed::{
-    Container, Host, Lab,
+    Container, Hits, Host, Lab,
     traffic::{self, Direction, Rounds, Transfer},
+    until_fast,
 };
 
 const MODE: &str = "attach = \"clsact\"";
 
 /// Two hosts that attach by clsact, with a container each.
 fn start() -> (Lab, Container, Container) {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     for host in lab.all() {
         host.write_config(&host.default_config().extra(MODE).to_string());
     }
@@ -73,7 +74,7 @@ fn assert_attached_on_both(lab: &Lab) {
 fn transfers_and_datagrams_take_the_fast_path() {
     let (lab, client, server) = start();
     for host in lab.all() {
-        assert_eq!(status(host)["cache"]["attach"], "clsact");
+        assert_eq!(host.status()["cache"]["attach"], "clsact");
     }
     assert_attached_on_both(&lab);
     let took = until_fast([lab.alpha(), lab.beta()], &client, &server);
@@ -98,7 +99,7 @@ fn a_restart_keeps_traffic_and_filters() {
     let (lab, client, server) = start();
     let hosts = [lab.alpha(), lab.beta()];
     until_fast(hosts, &client, &server);
-    let (before, from) = (hosts.map(epoch), hosts.map(|host| host.log().len()));
+    let (before, from) = (hosts.map(Host::epoch), hosts.map(|host| host.log().len()));
     let transfer = Transfer::new(&client, &server, 0)
         .direction(Direction::Both)
         .pace(20_000_000)
@@ -107,11 +108,11 @@ fn a_restart_keeps_traffic_and_filters() {
         host.restart();
     }
     for (host, from) in hosts.iter().zip(from) {
-        println!("{}: {:#?}", host.name, log_since(host, from));
+        println!("{}: {:#?}", host.name, host.log_since(from));
     }
     assert_attached_on_both(&lab);
     assert_eq!(
-        hosts.map(epoch),
+        hosts.map(Host::epoch),
         before.map(|epoch| epoch + 1),
         "a start is one new epoch"
     );
@@ -162,7 +163,7 @@ fn changing_the_mode_leaves_no_program_twice() {
     for host in hosts {
         host.write_config(&host.default_config().to_string());
         host.restart();
-        assert_eq!(status(host)["cache"]["attach"], "tcx");
+        assert_eq!(host.status()["cache"]["attach"], "tcx");
         for device in [
             "eth1",
             if host.name == "alpha" {

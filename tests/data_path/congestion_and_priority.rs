@@ -1,8 +1,8 @@
 //! ECN (RFC 3168, RFC 6040) and DSCP of a cached flow are what the slow path would make of them.
 
-use crate::cached_flow::{Flow, set_option};
+use crate::ONCACHE;
 use oncache_testbed::{
-    Capture, Frame, Lab,
+    CachedFlow, Capture, Frame, Lab, set_ip_option,
     traffic::{Direction, Transfer},
 };
 
@@ -22,13 +22,13 @@ fn mark_on_the_way(lab: &Lab, rule: &str, nth: u32) {
 
 #[test]
 fn congestion_on_the_wire_is_told_to_those_who_understand_it() {
-    let flow = Flow::warm_in(lab());
+    let flow = CachedFlow::warm(lab());
     mark_on_the_way(&flow.lab, "", 1);
     let arrived = Capture::on(&flow.server, "eth0")
         .filter(|frame| frame.udp().is_some())
         .start();
     for ecn in [1u8, 2, 3] {
-        set_option(&flow.sender, libc::IP_TOS, &i32::from(ecn).to_ne_bytes());
+        set_ip_option(&flow.sender, libc::IP_TOS, &i32::from(ecn).to_ne_bytes());
         for _ in 0..3 {
             assert!(flow.asks(b"capable"), "ECN {ecn}");
         }
@@ -54,7 +54,7 @@ fn congestion_on_the_wire_is_told_to_those_who_understand_it() {
     println!("marks of what arrived: {marks:?}");
     assert_eq!(marks, [3; 12]);
 
-    set_option(&flow.sender, libc::IP_TOS, &0i32.to_ne_bytes());
+    set_ip_option(&flow.sender, libc::IP_TOS, &0i32.to_ne_bytes());
     let (answered, [_, beta]) = flow.counted(|| flow.asks(b"not capable"));
     assert!(!answered, "the kernel drops it: there is nobody to tell");
     assert_eq!(beta.get("ingress", "outer-congestion"), 1, "{beta}");
@@ -62,7 +62,7 @@ fn congestion_on_the_wire_is_told_to_those_who_understand_it() {
 
 #[test]
 fn every_dscp_arrives_and_none_shows_outside() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     let inside = Capture::on(&flow.server, "eth0")
         .filter(|frame| frame.udp().is_some())
         .start();
@@ -71,7 +71,7 @@ fn every_dscp_arrives_and_none_shows_outside() {
         .start();
     let ((), [alpha, beta]) = flow.counted(|| {
         for dscp in 0..64 {
-            set_option(&flow.sender, libc::IP_TOS, &i32::to_ne_bytes(dscp << 2 | 1));
+            set_ip_option(&flow.sender, libc::IP_TOS, &i32::to_ne_bytes(dscp << 2 | 1));
             assert!(flow.asks(b"priority"), "DSCP {dscp}");
         }
     });

@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::{Hits, PATIENCE, eventually, status, two_hosts};
-use oncache_testbed::{Container, Host, Lab};
+use crate::ONCACHE;
+use oncache_testbed::{Container, Hits, Host, Lab, PATIENCE, eventually};
 
 const TCP: u16 = 7001;
 const UDP: u16 = 7002;
@@ -18,7 +18,7 @@ const UDP: u16 = 7002;
 const SPELL: Duration = Duration::from_secs(6);
 
 fn start() -> (Lab, Container, Container) {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     for host in lab.all() {
         host.write_config(&host.default_config().lease("3s").to_string());
     }
@@ -61,7 +61,7 @@ fn firewall(host: &Host, seconds: u32, opens: bool) {
 
 /// In tenths of a second (it is kept in ticks, which are a little shorter than thought), and what it is half of.
 fn lease(host: &Host) -> (u64, String) {
-    let cache = status(host)["cache"].clone();
+    let cache = host.status()["cache"].clone();
     let bound = cache["lease_bound"].as_str().unwrap_or_default().to_owned();
     let ms = cache["lease_ms"].as_u64().expect("a lease");
     ((ms + 50) / 100, bound)

@@ -2,8 +2,9 @@
 
 use std::{thread, time::Duration};
 
-use crate::lab::{Hits, PATIENCE, counter, eventually, status, until_fast};
-use oncache_testbed::{Container, Host, Lab, traffic::Rounds};
+use oncache_testbed::{
+    Container, Hits, Host, Lab, PATIENCE, eventually, traffic::Rounds, until_fast,
+};
 
 /// `alpha` and two peers, a container on each and a second one on `alpha`.
 struct Scene {
@@ -15,7 +16,7 @@ struct Scene {
 }
 
 fn scene() -> Scene {
-    let lab = Lab::hosts(3, crate::lab::ONCACHE);
+    let lab = Lab::hosts(3, crate::ONCACHE);
     for host in lab.all() {
         host.write_config(&host.default_config().to_string());
     }
@@ -31,7 +32,7 @@ fn scene() -> Scene {
 }
 
 fn not_carried(host: &Host) -> Vec<String> {
-    let status = status(host);
+    let status = host.status();
     let all = status["not_carried"].as_array().expect("a list");
     all.iter()
         .map(|it| format!("{} {}", it["reason"], it["flows"]).replace('"', ""))
@@ -113,7 +114,7 @@ fn a_policy_for_a_container_ends_the_fast_path_of_that_container() {
         let line = format!("policy {ip}/32 to 10.42.2.0/24 ({direction}) container web");
         until_known(alpha, &[&line]);
         assert_eq!(carried(&scene, &scene.web, &scene.beta), 0, "{line}");
-        assert!(counter(alpha, "egress", "withheld") > 0);
+        assert!(alpha.counters().get("egress", "withheld") > 0);
         until_fast(scene.hosts(1), &scene.other, &scene.beta);
         alpha.sh(&format!("ip xfrm policy delete {selector}"));
         until_known(alpha, &[]);

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::ONCACHE;
 use oncache_testbed::{
     Container, Host, Lab,
     traffic::{Direction, Rounds, Transfer},
@@ -54,7 +55,7 @@ fn counted(host: &Host, work: impl FnOnce()) -> [u64; 3] {
 
 #[test]
 fn aggregates_with_checksums_are_carried_and_single_packets_go_the_slow_path() {
-    let lab = crate::lab::two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let beta = lab.beta();
     let plain = plain_host(&lab, "udpcsum");
     beta.start();
@@ -81,7 +82,7 @@ fn aggregates_with_checksums_are_carried_and_single_packets_go_the_slow_path() {
 
 #[test]
 fn what_the_receiving_host_has_verified_is_carried() {
-    let lab = crate::lab::two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let beta = lab.beta();
     // Checksums are on the wire, and verified where packets are put together (GRO).
     lab.alpha().sh("ethtool -K eth1 tx off tso off gso off");
@@ -201,8 +202,8 @@ fn what_a_peer_with_checksums_costs() {
     let former = env::var("ONCACHE_FORMER").ok();
     for checksums in ["udpcsum", "noudpcsum"] {
         let mut beds = vec![
-            Bed::new("without the cache", crate::lab::ONCACHE, checksums, false),
-            Bed::new("with the cache", crate::lab::ONCACHE, checksums, true),
+            Bed::new("without the cache", crate::ONCACHE, checksums, false),
+            Bed::new("with the cache", crate::ONCACHE, checksums, true),
         ];
         if let Some(former) = &former {
             beds.push(Bed::new("the former one", former, checksums, true));

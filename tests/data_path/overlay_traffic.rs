@@ -3,26 +3,23 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsFd,
     time::Duration,
 };
 
-use crate::namespaces::{
-    Namespace,
-    hosts::{MARKS, apply, config, hosts},
-};
+use crate::overlay_hosts::{MARKS, apply, block_on, config, hosts};
 use ipnet::Ipv4Net;
 use oncache::{
     container::devices::container_mac,
     netlink::{Netlink, PairEnd, PairKind},
     overlay::wanted::WantedOverlay,
 };
+use oncache_testbed::Place;
 
 /// Attaches a container made by hand.
-fn container(host: &Namespace, address: Ipv4Addr) -> Namespace {
-    let container = Namespace::new();
+fn container(host: &Place, address: Ipv4Addr) -> Place {
+    let container = Place::new();
     let mac = container_mac(address);
-    host.block_on(|| async {
+    block_on(host, || async {
         let netlink = Netlink::new().expect("netlink");
         let here = PairEnd {
             name: "c0",
@@ -39,7 +36,7 @@ fn container(host: &Namespace, address: Ipv4Addr) -> Namespace {
             here,
             "container one",
             there,
-            container.as_fd(),
+            container.netns(),
         );
         made.await.expect("a pair");
         let index = netlink.index_of("c0").await.expect("an index");
@@ -50,7 +47,7 @@ fn container(host: &Namespace, address: Ipv4Addr) -> Namespace {
             .expect("a port");
         netlink.set_up(index, true).await.expect("up");
 
-        let inside = Netlink::in_namespace(container.as_fd())
+        let inside = Netlink::in_namespace(container.netns())
             .await
             .expect("inside");
         let eth0 = inside
@@ -74,8 +71,8 @@ fn container(host: &Namespace, address: Ipv4Addr) -> Namespace {
 }
 
 /// Sends `payload` by TCP to `address` and returns what comes back from an echo in `to`.
-fn exchange(from: &Namespace, to: &Namespace, address: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
-    let listener = to.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 7)).expect("a listener"));
+fn exchange(from: &Place, to: &Place, address: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let listener = to.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 7)).expect("a listener"));
     let server = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a client");
         let mut received = Vec::new();
@@ -84,7 +81,7 @@ fn exchange(from: &Namespace, to: &Namespace, address: Ipv4Addr, payload: &[u8])
     });
     let target = SocketAddr::from((address, 7));
     let mut stream = from
-        .run(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)).expect("connected"));
+        .enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)).expect("connected"));
     stream
         .set_read_timeout(Some(Duration::from_secs(5)))
         .expect("a timeout");

@@ -2,12 +2,12 @@
 
 use std::{net::UdpSocket, os::fd::AsRawFd as _};
 
-use crate::cached_flow::{Flow, set_option};
-use oncache_testbed::{Capture, Container, Host, traffic};
+use crate::ONCACHE;
+use oncache_testbed::{CachedFlow, Capture, Container, Host, Lab, set_ip_option, traffic};
 
 #[test]
 fn echo_requests_are_not_cached() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     let (report, [alpha, beta]) = flow.counted(|| traffic::ping(&flow.client, flow.server.ip, 5));
     assert!(report.lossless(), "{report}");
     assert_eq!(alpha.get("egress", "other-protocol"), 5);
@@ -18,7 +18,7 @@ fn echo_requests_are_not_cached() {
 
 #[test]
 fn a_ttl_that_expires_takes_the_slow_path_and_each_host_is_a_hop() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     let arrived = Capture::on(&flow.server, "eth0")
         .filter(|frame| frame.udp().is_some())
         .start();
@@ -60,9 +60,9 @@ fn a_ttl_that_expires_takes_the_slow_path_and_each_host_is_a_hop() {
 
 #[test]
 fn ip_options_take_the_slow_path() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     // Three no-operations and the end of the list (RFC 791, section 3.1).
-    set_option(&flow.sender, libc::IP_OPTIONS, &[1, 1, 1, 0]);
+    set_ip_option(&flow.sender, libc::IP_OPTIONS, &[1, 1, 1, 0]);
     let (answered, [alpha, beta]) = flow.counted(|| flow.asks(b"options"));
     assert!(answered, "it arrives all the same");
     assert_eq!(alpha.get("egress", "ip-options"), 1);
@@ -76,7 +76,7 @@ fn ip_options_take_the_slow_path() {
 
 #[test]
 fn packets_over_the_mtu_get_the_kernels_answer() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     let before = flow.lab.alpha().counters();
     // The host's end drops what is larger than its own MTU (drivers/net/veth.c, `veth_forward_skb`),
     // and the daemon would put that right again: the programs have to stand it without.
@@ -86,7 +86,7 @@ fn packets_over_the_mtu_get_the_kernels_answer() {
         .run(&["ip", "link", "set", "onc-client", "mtu", "1500"]);
     flow.client
         .run(&["ip", "link", "set", "eth0", "mtu", "1500"]);
-    set_option(
+    set_ip_option(
         &flow.sender,
         libc::IP_MTU_DISCOVER,
         &libc::IP_PMTUDISC_DO.to_ne_bytes(),
@@ -116,7 +116,7 @@ fn packets_over_the_mtu_get_the_kernels_answer() {
 
 /// A VXLAN packet's payload as the server's host would send it to the client: the 5-tuple of the
 /// live flow, with `body` as datagram.
-fn forge(flow: &Flow, vni: u32, vtep: [u8; 6], body: &[u8]) -> Vec<u8> {
+fn forge(flow: &CachedFlow, vni: u32, vtep: [u8; 6], body: &[u8]) -> Vec<u8> {
     let lengths =
         [28 + body.len(), 8 + body.len()].map(|length| u16::try_from(length).expect("short"));
     let mut ip = vec![0x45, 0];
@@ -176,7 +176,7 @@ fn inject(host: &Host, source: &str, packet: &[u8], checksum: bool) {
 
 #[test]
 fn forged_packets_of_a_live_flow_never_arrive_by_the_fast_path() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     flow.lab
         .beta()
         .run(&["ip", "addr", "add", "192.168.50.99/24", "dev", "eth1"]);
@@ -240,7 +240,7 @@ fn forged_packets_of_a_live_flow_never_arrive_by_the_fast_path() {
 
 /// Sends a datagram of the live flow as if the client did, from another container, and returns
 /// whether it arrived.
-fn forge_inside(flow: &Flow, forger: &Container) -> bool {
+fn forge_inside(flow: &CachedFlow, forger: &Container) -> bool {
     forger.enter(|| {
         let socket = UdpSocket::bind((flow.client.ip, 5006)).expect("bind to the other's address");
         socket
@@ -252,7 +252,7 @@ fn forge_inside(flow: &Flow, forger: &Container) -> bool {
 
 #[test]
 fn a_container_sends_only_from_its_own_addresses() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     let alpha = flow.lab.alpha();
     let forger = alpha.add_container("forger");
     let spoofed = || alpha.oncache_json(&["stats", "--json"])["spoofed"].as_u64();
@@ -290,7 +290,7 @@ fn a_container_sends_only_from_its_own_addresses() {
 
 #[test]
 fn without_its_guard_the_forgery_would_arrive() {
-    let flow = Flow::warm();
+    let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
     let forger = flow.lab.alpha().add_container("forger");
     let other = format!("{}/32", flow.client.ip);
     forger.run(&["ip", "addr", "add", &other, "dev", "eth0"]);

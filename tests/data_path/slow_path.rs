@@ -7,9 +7,8 @@ use std::{
     time::Duration,
 };
 
-use crate::lab::{PATIENCE, eventually};
 use oncache_testbed::{
-    Capture, Container, Frame, Host, Lab, RunningCapture,
+    Capture, Container, Frame, Host, Lab, PATIENCE, RunningCapture, eventually,
     traffic::{Connections, Datagrams, Direction, Rounds, transfer},
 };
 

@@ -5,12 +5,10 @@ use std::{
     time::Duration,
 };
 
-use oncache_testbed::{Capture, Host};
+use oncache_testbed::{Capture, Host, Injector, PATIENCE, eventually};
 use serde_json::Value;
 
 use crate::{
-    inject::Injector,
-    lab::{PATIENCE, eventually, log_since},
     packet::{ethernet, ip, payload, router_advertisement, typed, udp},
     world::Scene,
 };
@@ -143,7 +141,7 @@ fn what_somebody_changes_at_the_ports_is_mended() {
         let foreign = alpha.run(&["ip", "neigh", "show", "10.42.1.99", "dev", "oncache0"]);
         entries(alpha) == before && neighbour() == known && foreign.is_empty()
     });
-    let log = log_since(alpha, from).join("\n");
+    let log = alpha.log_since(from).join("\n");
     for line in [
         "fix forwarding entry 0a:63",
         "delete forwarding entry 02:00",

@@ -8,12 +8,12 @@ use std::{
 
 use crate::{
     generate::{Chance, Item, PLAIN_PORT, item},
-    inject::Injector,
     packet::{TUNNEL_PORT, ethernet, payload, vxlan},
     reference::{Packet, may_arrive},
     watch::{Arrivals, Spot, Watch},
     world::{ON_LO, SERVICE_PORT, SERVICES, Scene, World},
 };
+use oncache_testbed::Injector;
 
 const FRAMES: u32 = 12_000;
 const DATAGRAMS: u32 = 1_000;

@@ -5,10 +5,9 @@ use std::{
     time::Duration,
 };
 
-use oncache_testbed::Container;
+use oncache_testbed::{Container, Injector};
 
 use crate::{
-    inject::Injector,
     packet::{TUNNEL_PORT, ethernet, ip, payload, typed, udp, vxlan},
     watch::{Spot, Watch},
     world::{FLOW, ON_LO, SERVICE_PORT, SERVICES, Scene, World},

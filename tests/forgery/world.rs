@@ -2,9 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use oncache_testbed::{Container, Host, Lab};
+use oncache_testbed::{CachedFlow, Container, Host, Lab};
 
-use crate::{cached_flow::Flow, lab::two_hosts};
+use crate::ONCACHE;
 
 /// An address of the host that is on none of its devices but `lo`.
 pub const ON_LO: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -58,14 +58,14 @@ impl World {
 /// The hosts and containers.
 pub struct Scene {
     /// From the attacker to the victim, carried by the fast path.
-    pub flow: Flow,
+    pub flow: CachedFlow,
     pub mate: Container,
     pub world: World,
 }
 
 impl Scene {
     pub fn new() -> Self {
-        let flow = Flow::warm_in(two_hosts());
+        let flow = CachedFlow::warm(Lab::two_hosts(ONCACHE));
         let alpha = flow.lab.alpha();
         let mate = alpha.add_container("mate");
         let world = World {

@@ -8,14 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::builds::{Build, Builds};
-use crate::lab::{PATIENCE, until_fast};
-use crate::seed::Random;
+use crate::ONCACHE;
 use nix::sys::signal::Signal;
-use oncache::control::api::{HitRatio, Stats};
+use oncache::{
+    control::api::{HitRatio, Stats},
+    datapath::pins::ABI,
+};
 use oncache_testbed::{
-    Container, Host,
+    Build, Builds, Container, Host, PATIENCE, Random,
     traffic::{Direction, Rounds, RoundsReport, Transfer, TransferHandle},
+    until_fast,
 };
 
 const TRANSFERS: usize = 24;
@@ -179,7 +181,7 @@ fn show(host: &Host, outcomes: &[Outcome]) {
     let mut kinds: BTreeMap<String, Vec<&Outcome>> = BTreeMap::new();
     for outcome in outcomes {
         let kind = match (outcome.event, outcome.builds) {
-            (Event::Upgrade, (from, to)) if from.abi() == to.abi() => {
+            (Event::Upgrade, (from, to)) if from.shares_maps_with(to) => {
                 "Upgrade, same ABI".to_owned()
             }
             (Event::Upgrade, _) => "Upgrade, other ABI".to_owned(),
@@ -221,7 +223,7 @@ fn transfers(clients: &[Container], servers: &[Container]) -> Vec<TransferHandle
 #[test]
 fn a_hundred_accidents_of_the_daemons_under_traffic() {
     let mut random = Random::seeded();
-    let builds = Builds::make();
+    let builds = Builds::make(ONCACHE, ABI, env!("CARGO_TARGET_TMPDIR"));
     let lab = builds.two_hosts();
     let (alpha, beta) = (lab.alpha(), lab.beta());
     lab.start();

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::lab::ONCACHE;
+use crate::ONCACHE;
 use oncache::{control::api::Stats, datapath::counters::FlowTurnover};
 use oncache_testbed::{
     Config, Container, Host, Lab,

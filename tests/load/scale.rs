@@ -9,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::{Hits, PATIENCE, eventually, refused, two_hosts, until_same};
-use oncache_testbed::{Container, Host, Lab, traffic};
+use crate::ONCACHE;
+use oncache_testbed::{Container, Hits, Host, Lab, PATIENCE, eventually, traffic, until_same};
 use serde_json::Value;
 
 const CONTAINERS: usize = 50;
@@ -125,7 +125,7 @@ fn remembered(host: &Host) -> Vec<String> {
 
 #[test]
 fn fifty_containers_a_host_reach_each_other_and_leave_nothing() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let before = on_both(&lab, Host::snapshot);
 
@@ -207,7 +207,7 @@ fn fifty_containers_a_host_reach_each_other_and_leave_nothing() {
 
 #[test]
 fn addresses_are_used_up_before_one_is_used_again() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     alpha.write_config(&alpha.default_config().subnet("10.42.1.0/28").to_string());
     alpha.start();
@@ -225,13 +225,13 @@ fn addresses_are_used_up_before_one_is_used_again() {
     assert_eq!(add("last"), ip(3), "the only one left");
 
     let before = alpha.snapshot();
-    let line = refused(alpha, &["container", "add", "more"]);
+    let line = alpha.refused(&["container", "add", "more"]);
     println!("{line}");
     assert!(
         line.contains("10.42.1.0/28") && line.contains("13") && line.contains("delete"),
         "{line}"
     );
-    crate::lab::assert_same(&before, &alpha.snapshot(), "an add that was refused");
+    oncache_testbed::assert_same(&before, &alpha.snapshot(), "an add that was refused");
     alpha.remove_container("c7");
     assert_eq!(add("more"), ip(9), "what was freed");
 }

@@ -8,9 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::{Hits, eventually, two_hosts, until_fast};
-use crate::policy_probe::{apply, packets, rule};
-use oncache_testbed::{Container, Host};
+use crate::ONCACHE;
+use oncache_testbed::{Container, Hits, Host, Lab, eventually, policy::rule, until_fast};
 
 /// The port that a rule denies.
 const PORT: u16 = 7001;
@@ -84,7 +83,7 @@ fn until_settled(alpha: &Host) {
 
 #[test]
 fn what_is_denied_passes_for_as_long_as_it_takes_to_put_the_tables_back() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let (alpha, beta) = (lab.alpha(), lab.beta());
     let one = alpha.add_container("one");
@@ -92,7 +91,7 @@ fn what_is_denied_passes_for_as_long_as_it_takes_to_put_the_tables_back() {
     let far = beta.add_container("far");
     until_fast([alpha, beta], &one, &far);
     for count in [1, 500] {
-        apply(alpha, &rules(count));
+        alpha.apply_policy(&rules(count));
         until_settled(alpha);
         let whole = alpha.snapshot();
         for damage in [
@@ -103,7 +102,7 @@ fn what_is_denied_passes_for_as_long_as_it_takes_to_put_the_tables_back() {
         ] {
             for (place, to) in [("between hosts", &far), ("on one host", &near)] {
                 let hits = Hits::of(alpha);
-                let counted = packets(alpha, count);
+                let counted = alpha.rule_packets(count);
                 let (datagrams, time) = passed(&one, to, || {
                     alpha.sh(damage);
                 });
@@ -112,12 +111,12 @@ fn what_is_denied_passes_for_as_long_as_it_takes_to_put_the_tables_back() {
                     time.as_secs_f64() * 1000.0
                 );
                 assert!(time < SURELY, "{count} rules, {damage}, {place}: {time:?}");
-                assert!(packets(alpha, count) > counted, "counting goes on");
+                assert!(alpha.rule_packets(count) > counted, "counting goes on");
                 // The rule by which flows are learned goes with the ruleset.
                 if damage.ends_with("ruleset") {
                     assert_eq!(Hits::of(alpha), hits, "the fast path carried some of it");
                 }
-                crate::lab::until_same(alpha, &whole, SURELY, damage);
+                oncache_testbed::until_same(alpha, &whole, SURELY, damage);
                 until_settled(alpha);
             }
         }
@@ -126,12 +125,12 @@ fn what_is_denied_passes_for_as_long_as_it_takes_to_put_the_tables_back() {
 
 #[test]
 fn a_rule_or_a_source_that_is_taken_out_is_put_back() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let alpha = lab.alpha();
     let one = alpha.add_container("one");
     let near = alpha.add_container("near");
-    apply(alpha, &rules(2));
+    alpha.apply_policy(&rules(2));
     until_settled(alpha);
     let whole = alpha.snapshot();
     let handle = |chain: &str| {
@@ -150,10 +149,10 @@ fn a_rule_or_a_source_that_is_taken_out_is_put_back() {
         "nft flush chain inet oncache established".to_owned(),
     ] {
         alpha.sh(&damage);
-        let took = crate::lab::until_same(alpha, &whole, SURELY, &damage);
+        let took = oncache_testbed::until_same(alpha, &whole, SURELY, &damage);
         println!("{damage}: as it was after {took:?}");
-        crate::policy_probe::Probe::Udp(PORT).expect(&one, &near, false, &damage);
-        crate::policy_probe::Probe::Udp(7002).expect(&one, &near, true, &damage);
+        oncache_testbed::traffic::Probe::Udp(PORT).expect(&one, &near, false, &damage);
+        oncache_testbed::traffic::Probe::Udp(7002).expect(&one, &near, true, &damage);
         until_settled(alpha);
     }
 }

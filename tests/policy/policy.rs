@@ -7,16 +7,17 @@ use std::{
     time::Duration,
 };
 
-use crate::inject::Injector;
-use crate::lab::{ONCACHE, two_hosts, until_fast};
-use crate::policy_probe::{
-    Probe::{Icmp, Tcp, Udp},
-    apply, clear, gateway, packets, rule,
+use crate::ONCACHE;
+use oncache_testbed::{
+    Capture, Container, Host, Injector, Lab,
+    policy::rule,
+    traffic::Probe::{Icmp, Tcp, Udp},
+    until_fast,
 };
-use oncache_testbed::{Capture, Container, Host, Lab};
 
 /// The flows that a rule's matching is tried with.
-const ALL: [crate::policy_probe::Probe; 5] = [Tcp(8080), Tcp(8090), Udp(8080), Udp(8090), Icmp];
+const ALL: [oncache_testbed::traffic::Probe; 5] =
+    [Tcp(8080), Tcp(8090), Udp(8080), Udp(8090), Icmp];
 
 /// Rules between two ends, with which of [`ALL`] they stop.
 fn cases(from: &Container, to: &Container) -> Vec<(String, String, [bool; 5])> {
@@ -104,7 +105,7 @@ fn cases(from: &Container, to: &Container) -> Vec<(String, String, [bool; 5])> {
 fn try_cases(what: &str, host: &Host, from: &Container, to: &Container) -> usize {
     let mut tried = 0;
     for (case, rules, stopped) in cases(from, to) {
-        apply(host, &rules);
+        host.apply_policy(&rules);
         thread::scope(|scope| {
             for (probe, stopped) in ALL.into_iter().zip(stopped) {
                 let when = format!("{what}, {case}");
@@ -113,20 +114,20 @@ fn try_cases(what: &str, host: &Host, from: &Container, to: &Container) -> usize
             }
         });
     }
-    clear(host);
+    host.clear_policy();
     tried
 }
 
 #[test]
 fn rules_stop_what_they_name_and_nothing_else() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let (alpha, beta) = (lab.alpha(), lab.beta());
     let one = alpha.add_container("one");
     let two = alpha.add_container("two");
     let far = beta.add_container("far");
-    let near_host = gateway(alpha);
-    let far_host = gateway(beta);
+    let near_host = alpha.gateway();
+    let far_host = beta.gateway();
     // Beyond the masquerade: the other host's underlay address.
     alpha.set_sysctl("net.ipv4.conf.eth1.forwarding", "1");
     let outside = beta.as_container();
@@ -148,15 +149,12 @@ fn rules_stop_what_they_name_and_nothing_else() {
 
 #[test]
 fn a_name_stands_for_the_container_that_has_it() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let (alpha, beta) = (lab.alpha(), lab.beta());
     let one = alpha.add_container("one");
     let far = beta.add_container("far");
-    let said = apply(
-        alpha,
-        &rule("deny", &["from = \"late\"", "to = \"10.42.2.0/24\""]),
-    );
+    let said = alpha.apply_policy(&rule("deny", &["from = \"late\"", "to = \"10.42.2.0/24\""]));
     assert_eq!(
         said.trim(),
         "1 run-time rules in force, before 0 of the configuration"
@@ -200,7 +198,7 @@ fn a_name_stands_for_the_container_that_has_it() {
         assert!(!listed.contains("no such container"), "{listed}");
         println!("{sent} datagrams sent and {refused} refused while the container was being added");
         assert!(receiver.recv(&mut [0; 16]).is_err(), "one got through");
-        assert!(packets(alpha, 1) >= 3, "counted");
+        assert!(alpha.rule_packets(1) >= 3, "counted");
 
         // The address goes to another, the rule does not.
         alpha.remove_container("late");
@@ -214,7 +212,7 @@ fn a_name_stands_for_the_container_that_has_it() {
 
 #[test]
 fn a_denied_flow_does_not_come_back_by_its_replies() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let (alpha, beta) = (lab.alpha(), lab.beta());
     let client = alpha.add_container("client");
@@ -249,18 +247,15 @@ fn a_denied_flow_does_not_come_back_by_its_replies() {
     for (where_, host) in [("sender's", alpha), ("receiver's", beta)] {
         let open = exchange(50);
         assert!(open.iter().all(|heard| *heard >= 49), "before: {open:?}");
-        apply(
-            host,
-            &rule(
-                "deny",
-                &[
-                    "from = \"10.42.1.0/24\"",
-                    "to = \"10.42.2.0/24\"",
-                    "protocol = \"udp\"",
-                    "ports = [6001]",
-                ],
-            ),
-        );
+        host.apply_policy(&rule(
+            "deny",
+            &[
+                "from = \"10.42.1.0/24\"",
+                "to = \"10.42.2.0/24\"",
+                "protocol = \"udp\"",
+                "ports = [6001]",
+            ],
+        ));
         // What was on its way.
         let _ = exchange(1);
         let heard = exchange(100);
@@ -268,7 +263,7 @@ fn a_denied_flow_does_not_come_back_by_its_replies() {
         assert_eq!(heard, [0, 0], "{where_}");
         // Not the server's own flows to the client.
         Udp(6002).expect(&server, &client, true, "the other way");
-        clear(host);
+        host.clear_policy();
         let again = exchange(100);
         assert!(again.iter().all(|heard| *heard >= 95), "after: {again:?}");
     }
@@ -277,7 +272,7 @@ fn a_denied_flow_does_not_come_back_by_its_replies() {
 
 #[test]
 fn errors_go_with_the_flow_that_they_are_about() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let (alpha, beta) = (lab.alpha(), lab.beta());
     let client = alpha.add_container("client");
@@ -294,14 +289,14 @@ fn errors_go_with_the_flow_that_they_are_about() {
         error.kind() == std::io::ErrorKind::ConnectionRefused
     };
     assert!(refused(), "without rules");
-    apply(alpha, &rule("deny", &["protocol = \"icmp\""]));
+    alpha.apply_policy(&rule("deny", &["protocol = \"icmp\""]));
     assert!(refused(), "ICMP of its own is denied, not errors about UDP");
     Icmp.expect(&client, &server, false, "echo");
     let http = rule(
         "allow",
         &["to = \"10.42.2.0/24\"", "protocol = \"udp\"", "ports = [7]"],
     );
-    apply(alpha, &format!("{http}{}", rule("deny", &[])));
+    alpha.apply_policy(&format!("{http}{}", rule("deny", &[])));
     assert!(refused(), "the flow is allowed, so are errors about it");
 }
 
@@ -330,7 +325,7 @@ fn whisper(from: &Container, mac: [u8; 6], to: Ipv4Addr, tag: &[u8], ether_type:
 
 #[test]
 fn nothing_gets_round_the_rules_on_one_host() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let alpha = lab.alpha();
     let one = alpha.add_container("one");
@@ -378,7 +373,7 @@ fn nothing_gets_round_the_rules_on_one_host() {
     // The others are refused without any rule: no container sends them.
     let all = ["plain", "broadcast", "multicast", "another address"];
     assert_eq!(heard("without rules"), all);
-    apply(alpha, &rule("deny", &["from = \"one\"", "to = \"two\""]));
+    alpha.apply_policy(&rule("deny", &["from = \"one\"", "to = \"two\""]));
     assert_eq!(heard("denied"), [""; 0]);
     let list = alpha.oncache_json(&["policy", "list", "--json"]);
     println!("{}", alpha.oncache_ok(&["policy", "list"]));
@@ -388,7 +383,7 @@ fn nothing_gets_round_the_rules_on_one_host() {
     );
     assert_eq!(list["rules"][0]["packets"], 1, "the plain one: {list}");
     Icmp.expect(&two, &one, true, "addresses are still resolved");
-    apply(alpha, &rule("allow", &[]));
+    alpha.apply_policy(&rule("allow", &[]));
     assert_eq!(heard("nothing is denied"), all);
 }
 
@@ -397,7 +392,7 @@ fn a_bad_file_changes_nothing() {
     let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let alpha = lab.alpha();
-    apply(alpha, &rule("deny", &["protocol = \"icmp\""]));
+    alpha.apply_policy(&rule("deny", &["protocol = \"icmp\""]));
     let before = alpha.snapshot();
     let path = alpha.write_file(
         "bad.toml",
@@ -416,7 +411,7 @@ fn a_bad_file_changes_nothing() {
     for (line, fault) in said.lines().zip(faults) {
         assert!(line.contains(&format!("{path}{fault}")), "{fault}: {line}");
     }
-    let absent = crate::lab::refused(alpha, &["policy", "apply", "/run/testbed/absent.toml"]);
+    let absent = alpha.refused(&["policy", "apply", "/run/testbed/absent.toml"]);
     assert!(absent.contains("cannot read the rules"), "{absent}");
-    crate::lab::assert_same(&before, &alpha.snapshot(), "after two bad files");
+    oncache_testbed::assert_same(&before, &alpha.snapshot(), "after two bad files");
 }

@@ -8,13 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::{PATIENCE, assert_same, eventually, refused, two_hosts, until_fast, until_same};
-use crate::policy_probe::{
-    Probe::{Icmp, Tcp, Udp},
-    apply, clear, packets, rule,
-};
+use crate::ONCACHE;
 use nix::sys::signal::Signal;
-use oncache_testbed::{Container, Host};
+use oncache_testbed::{
+    Container, Host, Lab, PATIENCE, assert_same, eventually,
+    policy::rule,
+    traffic::Probe::{Icmp, Tcp, Udp},
+    until_fast, until_same,
+};
 
 /// Sends datagrams to a port all the time; tells how many were sent and how many came.
 struct Stream<'s> {
@@ -98,22 +99,22 @@ fn listed(host: &Host) -> Vec<String> {
 
 #[test]
 fn rules_stay_while_the_daemon_is_away() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let (alpha, beta) = (lab.alpha(), lab.beta());
     let client = alpha.add_container("client");
     let server = beta.add_container("server");
     until_fast([alpha, beta], &client, &server);
     Udp(7001).expect(&client, &server, true, "before");
-    apply(alpha, &deny_ports("7001"));
+    alpha.apply_policy(&deny_ports("7001"));
     under_datagrams(&client, &server, 7001, |stream| {
-        let counted = packets(alpha, 1);
+        let counted = alpha.rule_packets(1);
         alpha.kill9();
         Udp(7005).expect(&client, &server, true, "no rule denies it");
         thread::sleep(Duration::from_millis(300));
         alpha.start();
         assert_eq!(listed(alpha), ["runtime deny 7001"]);
-        let more = packets(alpha, 1);
+        let more = alpha.rule_packets(1);
         assert!(more > counted, "counting goes on: {counted}, {more}");
         for _ in 0..3 {
             alpha.restart();
@@ -123,20 +124,23 @@ fn rules_stay_while_the_daemon_is_away() {
         let came = stream.came.load(Ordering::Relaxed);
         println!(
             "killed and restarted: {sent} datagrams sent, {came} came, {} counted",
-            packets(alpha, 1)
+            alpha.rule_packets(1)
         );
         assert!(sent > 500, "{sent}");
         assert_eq!(came, 0);
         // A rule more leaves the other's count.
-        let before = packets(alpha, 1);
-        apply(
-            alpha,
-            &format!("{}{}", deny_ports("7001"), deny_ports("7002")),
+        let before = alpha.rule_packets(1);
+        alpha.apply_policy(&format!("{}{}", deny_ports("7001"), deny_ports("7002")));
+        assert!(
+            alpha.rule_packets(1) >= before,
+            "counted from the start again"
         );
-        assert!(packets(alpha, 1) >= before, "counted from the start again");
         alpha.add_container("another");
-        assert!(packets(alpha, 1) >= before, "counted from the start again");
-        clear(alpha);
+        assert!(
+            alpha.rule_packets(1) >= before,
+            "counted from the start again"
+        );
+        alpha.clear_policy();
         eventually("datagrams come again", PATIENCE, || {
             stream.came.load(Ordering::Relaxed) > 0
         });
@@ -147,7 +151,7 @@ fn rules_stay_while_the_daemon_is_away() {
 #[test]
 fn a_kill_in_the_middle_leaves_the_old_or_the_new_rules() {
     const ROUNDS: u64 = 20;
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let (alpha, beta) = (lab.alpha(), lab.beta());
     let client = alpha.add_container("client");
@@ -211,7 +215,7 @@ fn reload(host: &Host, config: &str) {
 
 #[test]
 fn the_file_and_the_run_time_have_their_places() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let (alpha, beta) = (lab.alpha(), lab.beta());
     let with = |rules: &str| alpha.default_config().extra(rules).to_string();
     alpha.write_config(&with(&deny_ports("7001")));
@@ -242,20 +246,17 @@ fn the_file_and_the_run_time_have_their_places() {
     });
 
     // The first match over both: run time, then file.
-    apply(
-        alpha,
-        &rule(
-            "allow",
-            &[
-                "protocol = \"udp\"",
-                "ports = [7002]",
-                "to = \"10.42.2.0/24\"",
-            ],
-        ),
-    );
+    alpha.apply_policy(&rule(
+        "allow",
+        &[
+            "protocol = \"udp\"",
+            "ports = [7002]",
+            "to = \"10.42.2.0/24\"",
+        ],
+    ));
     assert_eq!(listed(alpha), ["runtime allow 7002", "file deny 7002"]);
     Udp(7002).expect(&client, &server, true, "the run-time rule comes first");
-    clear(alpha);
+    alpha.clear_policy();
     assert_eq!(listed(alpha), ["file deny 7002"]);
     Udp(7002).expect(&client, &server, false, "only the file's");
     reload(alpha, &with(""));
@@ -267,7 +268,7 @@ fn the_file_and_the_run_time_have_their_places() {
 
 #[test]
 fn down_takes_the_rules_with_it() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     // What a start and a down leave by themselves, modules' settings for example.
     alpha.start();
@@ -276,7 +277,7 @@ fn down_takes_the_rules_with_it() {
     for with_daemon in [true, false] {
         alpha.start();
         alpha.add_container("one");
-        apply(alpha, &rule("deny", &["from = \"one\""]));
+        alpha.apply_policy(&rule("deny", &["from = \"one\""]));
         assert!(
             alpha
                 .run(&["nft", "list", "tables"])
@@ -295,13 +296,13 @@ fn down_takes_the_rules_with_it() {
 
 #[test]
 fn damage_to_the_rules_is_mended() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let alpha = lab.alpha();
     let one = alpha.add_container("one");
     let two = alpha.add_container("two");
     let far = lab.beta().add_container("far");
-    apply(alpha, &deny_ports("7001"));
+    alpha.apply_policy(&deny_ports("7001"));
     thread::sleep(Duration::from_secs(1));
     let whole = alpha.snapshot();
     let first = "nft -a list chain inet oncache-policy backwards | sed -n 's/.*# handle \\([0-9]*\\)$/\\1/p' | tail -1";
@@ -339,7 +340,7 @@ fn damage_to_the_rules_is_mended() {
 
 #[test]
 fn a_kernel_that_cannot_judge_everything_gets_no_rules_at_all() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     // As where neither nf_conntrack_bridge nor br_netfilter is loaded. This kernel lacks the former;
     // the latter's settings are covered up.
@@ -352,10 +353,7 @@ fn a_kernel_that_cannot_judge_everything_gets_no_rules_at_all() {
     let two = alpha.add_container("two");
     let before = alpha.snapshot();
     let path = alpha.write_file("rules.toml", &rule("deny", &[]));
-    let said = refused(
-        alpha,
-        &["policy", "apply", path.to_str().expect("a path of ours")],
-    );
+    let said = alpha.refused(&["policy", "apply", path.to_str().expect("a path of ours")]);
     println!("{said}");
     assert!(
         said.contains("cannot judge packets between containers of one host (")
@@ -373,7 +371,7 @@ fn a_kernel_that_cannot_judge_everything_gets_no_rules_at_all() {
 
 #[test]
 fn a_rule_that_nft_refuses_is_named_and_changes_nothing() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     let script = "#!/bin/sh\ninput=$(mktemp)\ncase \" $* \" in *' -f '*) cat > $input ;; esac\n\
         if grep -q 6666 $input; then echo 'Error: not this one' >&2; rm $input; exit 1; fi\n\
@@ -395,16 +393,13 @@ fn a_rule_that_nft_refuses_is_named_and_changes_nothing() {
     lab.beta().start();
     let one = alpha.add_container("one");
     let far = lab.beta().add_container("far");
-    apply(alpha, &deny_ports("7001"));
+    alpha.apply_policy(&deny_ports("7001"));
     let before = alpha.snapshot();
     let rules: Vec<String> = (1..=20)
         .map(|number| deny_ports(if number == 13 { "6666" } else { "7002" }))
         .collect();
     let path = alpha.write_file("rules.toml", &rules.concat());
-    let said = refused(
-        alpha,
-        &["policy", "apply", path.to_str().expect("a path of ours")],
-    );
+    let said = alpha.refused(&["policy", "apply", path.to_str().expect("a path of ours")]);
     println!("{said}");
     assert!(said.contains("policy rule 13 (deny from any to any udp 6666): nft refuses it: not this one; the rules in force are unchanged"), "{said}");
     assert_same(&before, &alpha.snapshot(), "after a refused rule");
@@ -417,7 +412,7 @@ fn a_rule_that_nft_refuses_is_named_and_changes_nothing() {
 
 #[test]
 fn a_thousand_rules_are_applied_in_reasonable_time() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let (alpha, beta) = (lab.alpha(), lab.beta());
     let one = alpha.add_container("one");
@@ -439,7 +434,7 @@ fn a_thousand_rules_are_applied_in_reasonable_time() {
         .collect();
     let last = rule("deny", &["protocol = \"tcp\"", "ports = [7001]"]);
     let began = Instant::now();
-    apply(alpha, &format!("{}{last}", rules.concat()));
+    alpha.apply_policy(&format!("{}{last}", rules.concat()));
     let applied = began.elapsed();
     let began = Instant::now();
     assert_eq!(listed(alpha).len(), 1001);
@@ -450,17 +445,14 @@ fn a_thousand_rules_are_applied_in_reasonable_time() {
     alpha.add_container("two");
     let added = began.elapsed();
     let began = Instant::now();
-    clear(alpha);
+    alpha.clear_policy();
     println!(
         "1,001 rules: applied in {applied:?}, listed in {listing:?}, a container added beside them in \
          {added:?}, cleared in {:?}",
         began.elapsed()
     );
     let path = alpha.write_file("rules.toml", &rule("deny", &[]).repeat(2001));
-    let said = refused(
-        alpha,
-        &["policy", "apply", path.to_str().expect("a path of ours")],
-    );
+    let said = alpha.refused(&["policy", "apply", path.to_str().expect("a path of ours")]);
     assert!(
         said.contains("2001 rules") && said.contains("at most 2000"),
         "{said}"

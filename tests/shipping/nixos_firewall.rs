@@ -6,10 +6,11 @@
 
 use std::process::Command;
 
-use crate::lab::{ONCACHE, PATIENCE, eventually, until_fast_again};
+use crate::ONCACHE;
 use oncache_testbed::{
-    Container, Host, Lab,
+    Container, Host, Lab, PATIENCE, eventually,
     traffic::{self, Direction},
+    until_fast_again,
 };
 use serde::Deserialize;
 

@@ -3,14 +3,14 @@
 
 use std::{io, os::unix::process::CommandExt as _, process::Command, thread, time::Duration};
 
-use crate::lab::{PATIENCE, assert_same, eventually, log_since, two_hosts, until_fast};
+use crate::ONCACHE;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::signal::Signal,
     time::{ClockId, clock_gettime},
 };
-use oncache_testbed::{Host, traffic};
+use oncache_testbed::{Host, Lab, PATIENCE, assert_same, eventually, traffic, until_fast};
 
 /// Where an `nft` of the tests' own is put before the real one.
 const PROGRAMS: &str = "/run/testbed/bin";
@@ -87,7 +87,7 @@ fn assert_announced(letters: &[String], asked: u64) -> String {
 
 #[test]
 fn a_reload_is_announced_and_ended_even_if_it_is_refused() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     alpha.start();
     let first = alpha.notifications().swap_remove(0);
@@ -128,7 +128,7 @@ fn a_reload_is_announced_and_ended_even_if_it_is_refused() {
 
 #[test]
 fn a_reload_that_is_asked_for_during_the_start_waits_for_its_end() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     // The first nft that the starting daemon runs sends it the signal.
     wrap_nft(
@@ -147,7 +147,7 @@ fn a_reload_that_is_asked_for_during_the_start_waits_for_its_end() {
 
 #[test]
 fn an_end_that_is_asked_for_during_the_start_comes_at_once() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     wrap_nft(alpha, "kill -TERM $PPID; exec sleep 5");
     let error = alpha
@@ -165,7 +165,7 @@ fn an_end_that_is_asked_for_during_the_start_comes_at_once() {
 
 #[test]
 fn the_watchdog_is_not_fed_while_a_reconciliation_hangs() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     wrap_nft(
         alpha,
@@ -218,7 +218,7 @@ fn confine() -> io::Result<()> {
 
 #[test]
 fn a_confined_daemon_names_namespaces_for_the_whole_host() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let (alpha, beta) = (lab.alpha(), lab.beta());
     alpha.sh("mkdir -p /run/oncache; ip netns add guest");
     let untouched = alpha.snapshot();
@@ -272,7 +272,7 @@ fn a_confined_daemon_names_namespaces_for_the_whole_host() {
 
 #[test]
 fn a_mount_namespace_that_is_none_is_refused_before_anything_is_done() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     let untouched = alpha.snapshot();
     for (path, why) in [
@@ -286,7 +286,7 @@ fn a_mount_namespace_that_is_none_is_refused_before_anything_is_done() {
                 command.args(["--mount-namespace", path]);
             })
             .expect_err("no mount namespace");
-        let lines = log_since(alpha, from);
+        let lines = alpha.log_since(from);
         let said = lines.last().expect("a reason");
         println!("{said}");
         assert!(

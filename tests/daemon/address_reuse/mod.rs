@@ -26,9 +26,8 @@ use std::{
 };
 
 use crate::pinned_maps::PinnedMaps;
-use crate::socket_request::ask;
 use oncache_abi::flow::Verdict;
-use oncache_testbed::{Container, Host, Lab, Place, conntrack};
+use oncache_testbed::{Answer, Container, Host, Lab, Place, conntrack};
 use raw_tcp::{RawTcp, segment};
 use stamped::{RECORD, Seen, packet_socket, record, round_of, sniff};
 
@@ -101,13 +100,19 @@ impl Owner {
             r#"{{"name": "{0}", "netns": "/run/netns/{0}", "ip": "{ADDRESS}"}}"#,
             self.name
         );
-        ask(host, "POST", "/v1/containers", &body).1
+        answered(&host.ask("POST", "/v1/containers", &body))
     }
 
     fn delete(&self, host: &Host) -> Duration {
         let path = format!("/v1/containers/{}", self.name);
-        ask(host, "DELETE", &path, "").1
+        answered(&host.ask("DELETE", &path, ""))
     }
+}
+
+/// How long the daemon took to do what it was asked for.
+fn answered(answer: &Answer) -> Duration {
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    answer.took
 }
 
 /// A counter of a device. `/sys` is the mount namespace's, `/proc/net/dev` the thread's.

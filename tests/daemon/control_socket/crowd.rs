@@ -10,12 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use oncache_testbed::{Host, traffic};
+use oncache_testbed::{Host, Lab, PATIENCE, eventually, traffic, until_same};
 
-use super::{
-    lab::{PATIENCE, eventually, status, two_hosts, until_same},
-    wire::{Holdings, answer, connect, request},
-};
+use super::wire::{Holdings, answer, connect, request};
+use crate::ONCACHE;
 
 const CALLERS: usize = 1000;
 
@@ -102,7 +100,7 @@ fn longest_silence(host: &Host, done: &AtomicBool) -> Duration {
 
 /// Everything that belongs to containers on the host, by three witnesses that have to agree.
 fn assert_no_halves(host: &Host) -> BTreeSet<String> {
-    let status = status(host);
+    let status = host.status();
     let listed = status["containers"].as_array().expect("a list");
     let set = |key: &str| -> BTreeSet<String> {
         let texts = listed.iter().filter_map(|row| row[key].as_str());
@@ -140,14 +138,14 @@ fn assert_no_halves(host: &Host) -> BTreeSet<String> {
 
 #[test]
 fn a_thousand_callers_at_once() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     let microseconds = WATCHDOG.as_micros().to_string();
     host.try_start_with(|command| {
         command.env("WATCHDOG_USEC", &microseconds);
     })
     .expect("the daemon starts");
-    let _ = status(host);
+    let _ = host.status();
     let (before, held) = (host.snapshot(), Holdings::at_rest(host));
     let done = AtomicBool::new(false);
     let begun = Instant::now();
@@ -237,7 +235,7 @@ fn a_thousand_callers_at_once() {
 
 #[test]
 fn a_caller_that_leaves_while_its_container_is_added() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.start();
     let before = host.snapshot();

@@ -2,10 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::{
-    lab::{assert_same, status, two_hosts},
-    wire::{Holdings, exchange, request},
-};
+use super::wire::{Holdings, exchange, request};
+use crate::ONCACHE;
+use oncache_testbed::{Lab, assert_same};
 
 const ADD: &str = "/v1/containers";
 
@@ -145,7 +144,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Option<u16>)> {
 
 #[test]
 fn malformed_requests_are_refused_and_change_nothing() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.start();
     host.add_container("web");
@@ -176,5 +175,8 @@ fn malformed_requests_are_refused_and_change_nothing() {
         "memory: {held:?} {now:?}"
     );
     assert_same(&before, &host.snapshot(), "malformed requests");
-    assert_eq!(status(host)["containers"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        host.status()["containers"].as_array().map(Vec::len),
+        Some(1)
+    );
 }

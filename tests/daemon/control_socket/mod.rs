@@ -1,7 +1,6 @@
 //! The control socket under callers that are many, broken, slow or not entitled.
 
 mod crowd;
-use crate::lab;
 mod malformed;
 mod rights;
 mod slow;

@@ -2,12 +2,10 @@
 
 use std::process::Output;
 
-use oncache_testbed::{Host, output_within};
+use oncache_testbed::{Host, Lab, PATIENCE, complaint, output_within};
 
-use super::{
-    lab::{ONCACHE, PATIENCE, complaint, two_hosts},
-    wire::SOCKET,
-};
+use super::wire::SOCKET;
+use crate::ONCACHE;
 
 /// Runs `oncache status` as nobody, with or without the group 4242.
 fn as_nobody(host: &Host, groups: &str) -> Output {
@@ -19,7 +17,7 @@ fn as_nobody(host: &Host, groups: &str) -> Output {
 
 #[test]
 fn only_root_and_the_group_are_answered() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     // The build directory may not be open to nobody.
     host.sh(&format!(

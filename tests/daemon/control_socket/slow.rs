@@ -9,12 +9,10 @@ use std::{
 use aya::maps::{HashMap, MapData};
 use oncache::datapath::{PIN_ROOT, Sizes, pins};
 use oncache_abi::{entry::FlowEntry, flow::FlowKey, peer::PeerNumber};
-use oncache_testbed::Host;
+use oncache_testbed::{Host, Lab, PATIENCE, eventually};
 
-use super::{
-    lab::{PATIENCE, eventually, status, two_hosts},
-    wire::{Holdings, connect, request},
-};
+use super::wire::{Holdings, connect, request};
+use crate::ONCACHE;
 
 /// Opens connections, each with some bytes sent.
 fn held_open(host: &Host, count: usize, bytes: &[u8]) -> Vec<UnixStream> {
@@ -30,10 +28,10 @@ fn held_open(host: &Host, count: usize, bytes: &[u8]) -> Vec<UnixStream> {
 
 #[test]
 fn callers_that_never_finish_are_shown_out() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.start();
-    let _ = status(host);
+    let _ = host.status();
     let before = Holdings::at_rest(host);
     let begun = Instant::now();
     // More than there is room for, and some of them in the middle of a head or a body.
@@ -96,7 +94,7 @@ fn fill_filter(host: &Host, flows: u16) {
 #[test]
 fn callers_that_do_not_take_their_answer_cost_a_bounded_amount() {
     const FLOWS: u16 = 20_000;
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let host = lab.alpha();
     host.start();
     fill_filter(host, FLOWS);

@@ -8,16 +8,15 @@ use std::{
     time::Duration,
 };
 
+use crate::ONCACHE;
+use oncache::datapath::pins::ABI;
 use oncache_testbed::{
-    Host,
+    Build, Builds, Host,
     traffic::{Direction, Rounds, Transfer},
+    until_fast,
 };
 
-use super::{
-    builds::{Build, Builds},
-    lab::{counter, epoch, until_fast},
-    left::{pins, tags, wanted_pins},
-};
+use super::left::{pins, tags, wanted_pins};
 
 const FLOWS: u32 = 65536;
 
@@ -34,7 +33,7 @@ fn exchange(builds: &Builds, host: &Host, build: Build, killed: bool) {
 
 #[test]
 fn builds_take_over_from_each_other_under_traffic() {
-    let builds = Builds::make();
+    let builds = Builds::make(ONCACHE, ABI, env!("CARGO_TARGET_TMPDIR"));
     let lab = builds.two_hosts();
     let (alpha, beta) = (lab.alpha(), lab.beta());
     lab.start();
@@ -67,9 +66,17 @@ fn builds_take_over_from_each_other_under_traffic() {
         for (build, killed) in path.into_iter().zip([false, true].into_iter().cycle()) {
             // So that what was counted and learned is worth being kept.
             thread::sleep(Duration::from_millis(300));
-            let before = (epoch(alpha), counter(alpha, "egress", "hit"), tags(alpha));
+            let before = (
+                alpha.epoch(),
+                alpha.counters().get("egress", "hit"),
+                tags(alpha),
+            );
             exchange(&builds, alpha, build, killed);
-            let after = (epoch(alpha), counter(alpha, "egress", "hit"), tags(alpha));
+            let after = (
+                alpha.epoch(),
+                alpha.counters().get("egress", "hit"),
+                tags(alpha),
+            );
             println!(
                 "{former:?} then {build:?}, killed: {killed}; epoch {} then {}, hits {} then {}",
                 before.0, after.0, before.1, after.1
@@ -91,7 +98,7 @@ fn builds_take_over_from_each_other_under_traffic() {
                 before.2,
                 after.2
             );
-            if former.abi() == build.abi() {
+            if former.shares_maps_with(build) {
                 assert!(
                     after.0 > before.0,
                     "a start is a new epoch of the same maps"
@@ -102,7 +109,7 @@ fn builds_take_over_from_each_other_under_traffic() {
             }
             assert_eq!(
                 pins(alpha),
-                wanted_pins(&build.abi(), FLOWS, &["onc-client"])
+                wanted_pins(&builds.abi(build), FLOWS, &["onc-client"])
             );
             former = build;
         }
@@ -130,7 +137,7 @@ fn builds_take_over_from_each_other_under_traffic() {
 #[ignore = "needs a former release"]
 fn a_former_release_is_taken_over_under_traffic() {
     let former = env::var("ONCACHE_FORMER").expect("ONCACHE_FORMER: a former release");
-    let builds = Builds::make();
+    let builds = Builds::make(ONCACHE, ABI, env!("CARGO_TARGET_TMPDIR"));
     let lab = builds.two_hosts();
     for host in lab.all() {
         builds.install_file(host, Path::new(&former));

@@ -2,37 +2,33 @@
 
 use std::{path::Path, time::Duration};
 
-use oncache::datapath::{AttachMode, Datapath, PIN_ROOT, Sizes, epoch::Tuning};
+use oncache::datapath::{AttachMode, Datapath, PIN_ROOT, Sizes, epoch::Tuning, pins::ABI};
 use oncache_abi::settings::Constants;
-use oncache_testbed::{Host, Place};
+use oncache_testbed::{Build, Builds, Host, Lab, Place, assert_same, until_fast};
 
-use super::{
-    builds::{Build, Builds},
-    lab::{assert_same, epoch, status, two_hosts, until_fast},
-    left::{pins, wanted_pins},
-};
+use super::left::{pins, wanted_pins};
+use crate::ONCACHE;
 
 const FLOWS: u32 = 65536;
 
 /// Pins and a device that no record knows, as crashes of this and of other versions could leave.
 fn litter(host: &Host) {
-    let here = format!("{PIN_ROOT}/maps/{}-{FLOWS}", Build::Present.abi());
+    let here = format!("{PIN_ROOT}/maps/{ABI}-{FLOWS}");
     host.sh(&format!(
         "cd {PIN_ROOT}
          ln links/onc-web:egress links/onc-gone:egress
          ln links/eth1:ingress 'links/eth9%2e7:ingress'
-         mkdir maps/0123456789abcdef-4096 maps/{0}-1024 maps/empty
+         mkdir maps/0123456789abcdef-4096 maps/{ABI}-1024 maps/empty
          ln {here}/FLOWS maps/0123456789abcdef-4096/FLOWS
-         ln {here}/SETTINGS maps/{0}-1024/SETTINGS
+         ln {here}/SETTINGS maps/{ABI}-1024/SETTINGS
          ip link add onc-lost type veth peer name lost
-         ip link set onc-lost alias 'oncache container lost'",
-        Build::Present.abi()
+         ip link set onc-lost alias 'oncache container lost'"
     ));
 }
 
 #[test]
 fn garbage_goes_at_a_start_and_never_before_all_is_in_place() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let (alpha, beta) = (lab.alpha(), lab.beta());
     lab.start();
     let web = alpha.add_container("web");
@@ -71,17 +67,14 @@ fn garbage_goes_at_a_start_and_never_before_all_is_in_place() {
     ] {
         assert!(log.contains(name), "{name} goes unmentioned: {log}");
     }
-    assert_eq!(
-        pins(alpha),
-        wanted_pins(&Build::Present.abi(), FLOWS, &["onc-web"])
-    );
+    assert_eq!(pins(alpha), wanted_pins(ABI, FLOWS, &["onc-web"]));
     assert_same(&running, &alpha.snapshot(), "after the litter");
     until_fast([alpha, beta], &web, &server);
 }
 
 #[test]
 fn maps_that_were_out_of_use_hold_nothing_that_counts() {
-    let builds = Builds::make();
+    let builds = Builds::make(ONCACHE, ABI, env!("CARGO_TARGET_TMPDIR"));
     let lab = builds.two_hosts();
     let (alpha, beta) = (lab.alpha(), lab.beta());
     lab.start();
@@ -93,9 +86,9 @@ fn maps_that_were_out_of_use_hold_nothing_that_counts() {
         let flows = caches["flows"].as_array().cloned().expect("flows");
         flows.iter().filter(|flow| flow["state"] == "fast").count()
     };
-    let before = (epoch(alpha), fast());
+    let before = (alpha.epoch(), fast());
     assert!(before.1 > 0, "nothing is learned");
-    let maps = format!("{PIN_ROOT}/maps/{}-{FLOWS}", Build::Present.abi());
+    let maps = format!("{PIN_ROOT}/maps/{ABI}-{FLOWS}");
     alpha.sh(&format!(
         "mkdir /sys/fs/bpf/kept; ln {maps}/* /sys/fs/bpf/kept"
     ));
@@ -111,14 +104,14 @@ fn maps_that_were_out_of_use_hold_nothing_that_counts() {
 
     builds.install(alpha, Build::Present);
     alpha.start();
-    let after = (epoch(alpha), fast());
+    let after = (alpha.epoch(), fast());
     println!(
         "epoch {} with {} fast flows, then {} with {}",
         before.0, before.1, after.0, after.1
     );
     assert!(after.0 > before.0, "the epoch is that of before");
     assert_eq!(after.1, 0, "flows of before another build was in force");
-    assert_eq!(status(alpha)["cache"]["flows"], FLOWS);
+    assert_eq!(alpha.status()["cache"]["flows"], FLOWS);
     until_fast([alpha, beta], &web, &server);
 }
 

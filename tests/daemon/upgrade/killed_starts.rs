@@ -6,14 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::ONCACHE;
 use nix::sys::signal::Signal;
-use oncache_testbed::Host;
-
-use super::{
-    builds::{Build, Builds},
-    lab::{assert_same, until_fast},
-    seed::Random,
-};
+use oncache::datapath::pins::ABI;
+use oncache_testbed::{Build, Builds, Host, Random, assert_same, until_fast};
 
 /// How long a start takes that nobody kills: the shortest of some. The host is left without a daemon.
 fn time_of_start(host: &Host) -> Duration {
@@ -66,7 +62,7 @@ fn other_start(builds: &Builds, host: &Host, random: &mut Random) -> &'static st
 fn the_next_start_heals() {
     const ROUNDS: u32 = 50;
     let mut random = Random::seeded();
-    let builds = Builds::make();
+    let builds = Builds::make(ONCACHE, ABI, env!("CARGO_TARGET_TMPDIR"));
     let lab = builds.two_hosts();
     let (alpha, beta) = (lab.alpha(), lab.beta());
     lab.start();
@@ -111,7 +107,7 @@ fn the_next_start_heals() {
 fn down_removes_what_a_killed_first_start_has_left() {
     const ROUNDS: u32 = 20;
     let mut random = Random::seeded();
-    let builds = Builds::make();
+    let builds = Builds::make(ONCACHE, ABI, env!("CARGO_TARGET_TMPDIR"));
     let lab = builds.two_hosts();
     let alpha = lab.alpha();
     let virgin = alpha.snapshot();

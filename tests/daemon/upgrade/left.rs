@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use oncache::datapath::PIN_ROOT;
 use oncache_testbed::Host;
 
-use super::lab::status;
-
 /// Everything pinned, a path a line, sorted.
 pub fn pins(host: &Host) -> String {
     host.sh(&format!(
@@ -31,7 +29,7 @@ pub fn wanted_pins(abi: &str, flows: u32, devices: &[&str]) -> String {
 
 /// The programs in the pinned links: `device:program` and the tag of its instructions.
 pub fn tags(host: &Host) -> BTreeMap<String, String> {
-    let status = status(host);
+    let status = host.status();
     let programs = status["cache"]["programs"].as_array().expect("programs");
     let tag = |program: &serde_json::Value| {
         let text = |key: &str| program[key].as_str().expect("a name").to_owned();

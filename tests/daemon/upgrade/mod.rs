@@ -1,10 +1,5 @@
 //! One daemon follows another: of another build, after a crash, over what a crash has left.
 
-use crate::builds;
-use crate::lab;
-
-use crate::seed;
-
 mod adoption;
 mod garbage;
 mod killed_starts;

@@ -1,12 +1,13 @@
 //! State files of other versions.
 
-use super::lab::{assert_same, refused, two_hosts, until_fast};
+use crate::ONCACHE;
+use oncache_testbed::{Lab, assert_same, until_fast};
 
 const STATE: &str = "/var/lib/oncache/state.json";
 
 #[test]
 fn a_newer_state_is_refused_and_everything_goes_on() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let (alpha, beta) = (lab.alpha(), lab.beta());
     lab.start();
     let web = alpha.add_container("web");
@@ -18,15 +19,12 @@ fn a_newer_state_is_refused_and_everything_goes_on() {
     ));
     let before = (alpha.snapshot(), alpha.sh(&format!("cat {STATE}")));
     let config = alpha.config_path();
-    let line = refused(
-        alpha,
-        &["run", "--config", config.to_str().expect("a path of ours")],
-    );
+    let line = alpha.refused(&["run", "--config", config.to_str().expect("a path of ours")]);
     println!("{line}");
     for words in [STATE, "format 99", "newer", "run the newer one again"] {
         assert!(line.contains(words), "{words}: {line}");
     }
-    let line = refused(alpha, &["down"]);
+    let line = alpha.refused(&["down"]);
     assert!(line.contains("format 99"), "{line}");
     assert_same(
         &before.0,
@@ -47,7 +45,7 @@ fn a_newer_state_is_refused_and_everything_goes_on() {
 
 #[test]
 fn a_state_with_fields_that_are_not_known_is_read() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     alpha.start();
     let web = alpha.add_container("web");
@@ -68,7 +66,7 @@ fn a_state_with_fields_that_are_not_known_is_read() {
 
 #[test]
 fn what_a_reboot_has_taken_is_not_looked_for() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     let alpha = lab.alpha();
     alpha.start();
     let web = alpha.add_container("web");

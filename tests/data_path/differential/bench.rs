@@ -13,13 +13,12 @@ use nix::{
     unistd::Pid,
 };
 use oncache_testbed::{
-    Capture, CapturedFrame, Container, Counters, Host, Lab, RunningCapture, conntrack,
+    Capture, CapturedFrame, Container, Counters, Host, Injector, Lab, RunningCapture, conntrack,
 };
 
 use crate::differential::{
     addresses::{CLIENT, End, NOBODY, SERVER},
     craft::{Crafter, Injection},
-    inject::Injector,
     packet::Way,
     permitted,
 };

@@ -17,7 +17,6 @@ pub mod checksum;
 pub mod classes;
 pub mod compare;
 pub mod craft;
-pub mod inject;
 pub mod packet;
 pub mod pair;
 pub mod permitted;

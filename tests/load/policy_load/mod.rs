@@ -1,6 +1,5 @@
 //! Policy under load: what a rule denies has stopped when the call returns, and nothing else has.
 
-mod socket;
 mod swarm;
 mod tap;
 
@@ -9,10 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lab::{ONCACHE, eventually};
-use oncache_testbed::{Container, Host, Lab};
+use crate::ONCACHE;
+use oncache_testbed::{Container, Host, Lab, eventually};
 use serde_json::{Value, json};
-use socket::ask;
 use swarm::Swarm;
 use tap::{Tap, crossed_after};
 
@@ -24,7 +22,7 @@ const WATCHED: Duration = Duration::from_millis(40);
 
 /// Flows between two addresses that a host carries by the fast path in both directions.
 fn fast_flows(host: &Host, pair: (&Container, &Container)) -> usize {
-    let caches = ask(host, "GET", "/v1/cache", None).1;
+    let caches = host.ask("GET", "/v1/cache", "").json();
     let ends = [pair.0.ip.to_string(), pair.1.ip.to_string()];
     let between = |flow: &&Value| {
         let address = |key: &str| {
@@ -105,10 +103,10 @@ fn what_is_denied_has_stopped_when_the_call_returns() {
         taps.iter().for_each(Tap::look);
         thread::sleep(Duration::from_millis(5));
         let began = Instant::now();
-        let (status, answer) = ask(hosts[which], "POST", "/v1/policy", Some(&rules[which]));
+        let answer = hosts[which].ask("POST", "/v1/policy", &rules[which].to_string());
         let returned = now();
         applying.push(began.elapsed());
-        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer.status, 200, "{}", answer.body);
         thread::sleep(WATCHED);
         let [here, there] = [taps[0].seen(), taps[1].seen()];
         for (direction, (sender, receiver)) in
@@ -122,11 +120,13 @@ fn what_is_denied_has_stopped_when_the_call_returns() {
             }
         }
         passed_before += there.iter().filter(|seen| !seen.outgoing).count();
-        eventually("the others are fast again", crate::lab::PATIENCE, || {
-            fast_flows(hosts[which], pairs[1]) == flows
-        });
-        let (status, answer) = ask(hosts[which], "DELETE", "/v1/policy", None);
-        assert_eq!(status, 200, "{answer}");
+        eventually(
+            "the others are fast again",
+            oncache_testbed::PATIENCE,
+            || fast_flows(hosts[which], pairs[1]) == flows,
+        );
+        let answer = hosts[which].ask("DELETE", "/v1/policy", "");
+        assert_eq!(answer.status, 200, "{}", answer.body);
         returning.push(until_all_fast(hosts, &pairs, flows));
     }
     let progress = swarm.stop();

@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use crate::{
     host::Host,
     namespace::{OWN_DIRECTORY, Place},
+    patience,
     process::{Process, spawn},
 };
 
@@ -117,6 +118,34 @@ impl Host {
     pub fn restart(&self) {
         self.stop();
         self.start();
+    }
+
+    /// Writes a configuration, asks for a reload, waits until the daemon is through with it, and returns
+    /// what it has logged meanwhile.
+    ///
+    /// # Panics
+    /// As [`Host::reload`].
+    pub fn reload_with(&self, config: &str) -> Vec<String> {
+        self.write_config(config);
+        self.reload()
+    }
+
+    /// As [`Host::reload_with`], with the file as it is.
+    ///
+    /// # Panics
+    /// If none was started, or the reload does not end.
+    pub fn reload(&self) -> Vec<String> {
+        let from = self.log().len();
+        let ready = count_lines(&self.notifications(), "READY=1");
+        self.signal(Signal::SIGHUP);
+        assert!(
+            self.wait_notified("READY=1", ready + 1, patience::PATIENCE),
+            "{}: a reload ends",
+            self.name
+        );
+        let lines = self.log_since(from);
+        println!("{}: {lines:#?}", self.name);
+        lines
     }
 
     /// Sends a signal to the daemon, such as SIGHUP.

@@ -7,9 +7,7 @@ use std::{
     ops::Deref,
     os::unix::fs::FileExt,
     path::{Path, PathBuf, absolute},
-    process::Output,
     sync::Mutex,
-    time::Duration,
 };
 
 use crate::{
@@ -17,15 +15,11 @@ use crate::{
     container::Container,
     daemon::Daemon,
     namespace::{OWN_DIRECTORY, Place},
-    process::output_within,
     snapshot::Snapshot,
 };
 
 /// The name of every host's underlay device.
 pub const UNDERLAY: &str = "eth1";
-
-/// How long one call of the command line may take.
-const CALL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A host of a [`Lab`](crate::Lab). It is a [`Place`]: it can be entered, and runs commands.
 #[derive(Debug)]
@@ -132,47 +126,6 @@ impl Host {
         path
     }
 
-    /// Runs `oncache` with the arguments.
-    ///
-    /// # Panics
-    /// If it cannot be started, or does not end within half a minute.
-    pub fn oncache(&self, arguments: &[&str]) -> Output {
-        let mut command = self.command(self.binary());
-        command.args(arguments);
-        output_within(command, CALL_PATIENCE)
-            .unwrap_or_else(|error| panic!("{}: oncache {arguments:?}: {error}", self.name))
-    }
-
-    /// Runs `oncache` and returns its standard output.
-    ///
-    /// # Panics
-    /// If it fails, with what it wrote to standard error.
-    pub fn oncache_ok(&self, arguments: &[&str]) -> String {
-        let output = self.oncache(arguments);
-        assert!(
-            output.status.success(),
-            "{}: oncache {arguments:?} ended with {}: {}",
-            self.name,
-            output.status,
-            String::from_utf8_lossy(&output.stderr),
-        );
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    /// Runs `oncache` and parses its standard output; `--json` is the caller's to give.
-    ///
-    /// # Panics
-    /// If it fails or prints no JSON.
-    pub fn oncache_json(&self, arguments: &[&str]) -> serde_json::Value {
-        let text = self.oncache_ok(arguments);
-        serde_json::from_str(&text).unwrap_or_else(|error| {
-            panic!(
-                "{}: oncache {arguments:?} printed no JSON: {error}: {text}",
-                self.name
-            )
-        })
-    }
-
     /// Everything of the host's network that a program could have changed.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -191,6 +144,12 @@ impl Host {
             .read_exact_at(&mut bytes, 0)
             .expect("a log only grows");
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The lines that the daemon has logged since the log was `from` bytes long.
+    #[must_use]
+    pub fn log_since(&self, from: usize) -> Vec<String> {
+        self.log()[from..].lines().map(str::to_owned).collect()
     }
 
     /// The last lines of the log.

@@ -4,7 +4,7 @@ use std::{
     fmt, fs,
     fs::File,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
     },
     panic,
@@ -19,6 +19,7 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
 };
+use serde_json::Value;
 
 use crate::process::{Process, output_within, spawn};
 
@@ -82,6 +83,12 @@ impl Place {
             mnt: Arc::clone(&self.mnt),
             net: Arc::new(net),
         }
+    }
+
+    /// The network namespace.
+    #[must_use]
+    pub fn netns(&self) -> BorrowedFd<'_> {
+        self.net.as_fd()
     }
 
     /// A path to the network namespace that any process of the machine can open as long as this
@@ -201,6 +208,19 @@ impl Place {
     /// If it fails, with what it wrote to standard error.
     pub fn sh(&self, script: &str) -> String {
         self.run(&["sh", "-ec", script])
+    }
+
+    /// What a tool such as `ip -j link` prints as JSON; an empty list where it prints nothing.
+    ///
+    /// # Panics
+    /// If it fails, or prints something else.
+    #[must_use]
+    pub fn json(&self, script: &str) -> Value {
+        let text = self.sh(script);
+        if text.trim().is_empty() {
+            return Value::Array(Vec::new());
+        }
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{script}: {error}: {text}"))
     }
 
     /// Reads a sysctl such as `net.ipv4.ip_forward`; `None` where the kernel has none of the name.

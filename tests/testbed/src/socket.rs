@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     os::fd::{AsFd, AsRawFd},
     time::Duration,
 };
@@ -35,6 +35,30 @@ pub(crate) fn set<T: Copy>(
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Sets an option of the socket's IPv4 layer, such as `IP_OPTIONS`, whose value is bytes.
+///
+/// # Panics
+/// If the kernel refuses it.
+pub fn set_ip_option(socket: &UdpSocket, option: libc::c_int, value: &[u8]) {
+    let length = libc::socklen_t::try_from(value.len()).expect("a short value");
+    // SAFETY: the value lives through the call and is as long as said.
+    let outcome = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IP,
+            option,
+            value.as_ptr().cast(),
+            length,
+        )
+    };
+    assert_eq!(
+        outcome,
+        0,
+        "option {option}: {}",
+        io::Error::last_os_error()
+    );
 }
 
 /// Reads an option whose value is a plain C structure of integers. The kernel may know a shorter

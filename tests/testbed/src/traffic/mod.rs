@@ -6,6 +6,7 @@
 mod connections;
 mod payload;
 mod ping;
+mod probe;
 mod rounds;
 mod tcp;
 mod transfer;
@@ -13,6 +14,7 @@ mod udp;
 
 pub use connections::{ConnectionReport, Connections};
 pub use ping::{Ping, PingReport, ping};
+pub use probe::Probe;
 pub use rounds::{Rounds, RoundsReport};
 pub use tcp::{Direction, Lane, TransferReport};
 pub use transfer::{Transfer, TransferHandle, transfer};

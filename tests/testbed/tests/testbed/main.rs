@@ -6,5 +6,4 @@ mod daemon;
 mod gone;
 mod lab;
 mod snapshot;
-mod tcx;
 mod traffic;

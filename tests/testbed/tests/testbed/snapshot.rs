@@ -1,7 +1,11 @@
 //! A snapshot tells whether anything was changed, and what.
 
 use crate::by_hand::NO_DAEMON;
-use oncache_testbed::{Lab, traffic::ping};
+use oncache_testbed::{
+    Lab,
+    hanging::{TCX_INGRESS, attach_tcx},
+    traffic::ping,
+};
 
 #[test]
 fn a_snapshot_is_the_same_after_all_was_undone_and_only_then() {
@@ -158,10 +162,10 @@ fn an_attached_program_shows_until_its_link_is_gone() {
         index.trim()
     ));
     let before = [alpha.snapshot(), beta.snapshot()];
-    let link = alpha.enter(|| crate::tcx::attach_pass("eth1", "let_pass"));
+    let link = attach_tcx(alpha, "eth1", TCX_INGRESS, false);
     assert_eq!(before[1], beta.snapshot());
     let between = alpha.snapshot();
-    let wanted = "program:\n  + eth1: tcx ingress: let_pass (link)\n";
+    let wanted = "program:\n  + eth1: tcx ingress: foreign (link)\n";
     assert_eq!(before[0].diff(&between), wanted);
     drop(link);
     assert_eq!(before[0], alpha.snapshot());

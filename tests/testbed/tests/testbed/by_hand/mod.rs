@@ -1,5 +1,4 @@
 //! Containers made without oncache: routed over the wire, in the open.
-#![allow(dead_code, reason = "each test file takes what it needs")]
 
 use std::net::Ipv4Addr;
 

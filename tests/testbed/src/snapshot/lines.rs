@@ -1,7 +1,6 @@
-//! All of a host's network state that a program can leave behind.
+//! What a host's tools, files and devices say, as lines without what changes by itself.
 
 use std::{
-    collections::BTreeMap,
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
@@ -9,155 +8,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{
-    bpf,
-    namespace::{OWN_DIRECTORY, Place},
-};
-
-/// Lines of text by section; equal if nothing was changed. What changes by itself (counters,
-/// timers, indices, learned neighbours) is left out, and so is what the kernel adds some time after
-/// a device was set up (carrier, link-local addresses and their routes).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot(BTreeMap<&'static str, Vec<String>>);
-
-impl Snapshot {
-    pub(crate) fn of(place: &Place) -> Self {
-        let json = |argv: &[&str]| -> Vec<Value> {
-            let text = place.run(argv);
-            if text.trim().is_empty() {
-                return Vec::new();
-            }
-            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{argv:?}: {error}: {text}"))
-        };
-        let links = json(&["ip", "-j", "-d", "link", "show"]);
-        let mut sections = BTreeMap::new();
-        sections.insert("link", sorted(links.iter().map(link)));
-        let addresses = json(&["ip", "-j", "address", "show"]);
-        sections.insert("address", sorted(addresses.iter().flat_map(addresses_of)));
-        let mut routes = json(&["ip", "-j", "-4", "route", "show", "table", "all"]);
-        routes.extend(json(&["ip", "-j", "-6", "route", "show", "table", "all"]));
-        sections.insert(
-            "route",
-            sorted(routes.iter().filter(not_link_local).map(plain)),
-        );
-        let mut rules = json(&["ip", "-j", "-4", "rule", "show"]);
-        rules.extend(json(&["ip", "-j", "-6", "rule", "show"]));
-        sections.insert("rule", sorted(rules.iter().map(plain)));
-        let neighbours = json(&["ip", "-j", "neigh", "show"]);
-        sections.insert(
-            "neigh",
-            sorted(neighbours.iter().filter(configured).map(plain)),
-        );
-        let entries = json(&["bridge", "-j", "fdb", "show"]);
-        sections.insert(
-            "fdb",
-            sorted(entries.iter().filter(fdb_entry_matters).map(plain)),
-        );
-        // Without state: no counters, no set elements' remaining times.
-        let rules = place.run(&["nft", "--stateless", "list", "ruleset"]);
-        // By tables: their order is that of their making, and says nothing.
-        let mut tables: Vec<&str> = rules.split_inclusive("\n}\n").collect();
-        tables.sort_unstable();
-        let lines = tables.iter().flat_map(|table| nft_lines(table));
-        sections.insert("nft", lines.map(str::to_owned).collect());
-        let qdiscs = json(&["tc", "-j", "qdisc", "show"]);
-        sections.insert("qdisc", sorted(qdiscs.iter().map(plain)));
-        sections.insert("tc filter", tc_filters(place, &qdiscs));
-        place.enter(|| {
-            sections.insert("program", programs(&links));
-            sections.insert("pin", files(Path::new("/sys/fs/bpf")));
-            sections.insert("netns", names(Path::new("/run/netns")));
-            let mut left = files(Path::new("/run"));
-            left.retain(|path| !path.starts_with(OWN_DIRECTORY) && !path.starts_with("/run/netns"));
-            left.extend(files(Path::new("/var/lib/oncache")));
-            sections.insert("file", left);
-            sections.insert("sysctl", sysctls());
-        });
-        Self(sections)
-    }
-
-    /// The sections' names.
-    pub fn sections(&self) -> impl Iterator<Item = &'static str> {
-        self.0.keys().copied()
-    }
-
-    /// The lines of a section such as `link`, `route`, `fdb`, `nft`, `program`, `pin`, `sysctl`.
-    ///
-    /// # Panics
-    /// If there is no such section.
-    #[must_use]
-    pub fn section(&self, name: &str) -> &[String] {
-        self.0
-            .get(name)
-            .unwrap_or_else(|| panic!("a snapshot has no section {name}"))
-    }
-
-    /// The snapshot without a section.
-    ///
-    /// # Panics
-    /// If there is no such section.
-    #[must_use]
-    pub fn without(mut self, name: &str) -> Self {
-        assert!(
-            self.0.remove(name).is_some(),
-            "a snapshot has no section {name}"
-        );
-        self
-    }
-
-    /// What `other` has lost (`-`) and gained (`+`) in comparison, section by section; empty if
-    /// they are equal.
-    #[must_use]
-    pub fn diff(&self, other: &Self) -> String {
-        let mut text = String::new();
-        let none = Vec::new();
-        let all: BTreeMap<_, ()> = self
-            .0
-            .keys()
-            .chain(other.0.keys())
-            .map(|k| (*k, ()))
-            .collect();
-        for section in all.into_keys() {
-            let before = self.0.get(section).unwrap_or(&none);
-            let after = other.0.get(section).unwrap_or(&none);
-            if before == after {
-                continue;
-            }
-            writeln!(text, "{section}:").expect("a string takes all");
-            let (lost, gained) = (surplus(before, after), surplus(after, before));
-            if lost.is_empty() && gained.is_empty() {
-                text.push_str("  the same lines in another order\n");
-            }
-            for (sign, lines) in [('-', lost), ('+', gained)] {
-                for line in lines {
-                    writeln!(text, "  {sign} {line}").expect("a string takes all");
-                }
-            }
-        }
-        text
-    }
-}
-
-/// The lines of `these` that `those` has not, or not as often.
-fn surplus<'a>(these: &'a [String], those: &[String]) -> Vec<&'a str> {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for line in those {
-        *counts.entry(line).or_default() += 1;
-    }
-    let unmatched = these
-        .iter()
-        .filter(|line| match counts.get_mut(line.as_str()) {
-            Some(count @ 1..) => {
-                *count -= 1;
-                false
-            }
-            _ => true,
-        });
-    unmatched.map(String::as_str).collect()
-}
+use crate::{bpf, namespace::Place};
 
 /// A table's lines, without what packets put into its sets: that goes by itself, too.
-fn nft_lines(table: &str) -> Vec<&str> {
+pub(super) fn nft_lines(table: &str) -> Vec<&str> {
     let policy = table.contains(" oncache-policy {");
     let mut within = false;
     let lines = table.lines().filter(|line| {
@@ -169,7 +23,7 @@ fn nft_lines(table: &str) -> Vec<&str> {
     lines.collect()
 }
 
-fn sorted(lines: impl Iterator<Item = String>) -> Vec<String> {
+pub(super) fn sorted(lines: impl Iterator<Item = String>) -> Vec<String> {
     let mut lines: Vec<String> = lines.collect();
     lines.sort();
     lines
@@ -195,7 +49,7 @@ const VOLATILE: [&str; 12] = [
 ];
 
 /// `key=value` of all fields that do not change by themselves.
-fn plain(row: &Value) -> String {
+pub(super) fn plain(row: &Value) -> String {
     let fields = row.as_object().into_iter().flatten();
     let kept = fields.filter(|(key, _)| !VOLATILE.contains(&key.as_str()));
     let texts: Vec<String> = kept
@@ -219,7 +73,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-fn link(row: &Value) -> String {
+pub(super) fn link(row: &Value) -> String {
     let mut line = format!("{}:", text(&row["ifname"]));
     let details = &row["linkinfo"];
     let kind = &details["info_kind"];
@@ -250,7 +104,7 @@ fn link(row: &Value) -> String {
     line
 }
 
-fn addresses_of(row: &Value) -> impl Iterator<Item = String> {
+pub(super) fn addresses_of(row: &Value) -> impl Iterator<Item = String> {
     let device = text(&row["ifname"]);
     let addresses = row["addr_info"].as_array().into_iter().flatten();
     let lasting =
@@ -266,13 +120,13 @@ fn addresses_of(row: &Value) -> impl Iterator<Item = String> {
 }
 
 /// Whether a route is not one that comes with a device's link-local address.
-fn not_link_local(row: &&Value) -> bool {
+pub(super) fn not_link_local(row: &&Value) -> bool {
     let to = row["dst"].as_str().unwrap_or_default();
     row["protocol"] != "kernel" || !(to.starts_with("fe80:") || to.starts_with("ff00:"))
 }
 
 /// Whether somebody has put the neighbour there; the others come and go with traffic.
-fn configured(row: &&Value) -> bool {
+pub(super) fn configured(row: &&Value) -> bool {
     let permanent = row["state"]
         .as_array()
         .is_some_and(|states| states.iter().any(|state| state == "PERMANENT"));
@@ -281,7 +135,7 @@ fn configured(row: &&Value) -> bool {
 
 /// Whether a forwarding entry was put there by somebody: not learned from traffic, and not a
 /// multicast group that the device listens to.
-fn fdb_entry_matters(row: &&Value) -> bool {
+pub(super) fn fdb_entry_matters(row: &&Value) -> bool {
     let flags = row["flags"].as_array().into_iter().flatten();
     let external = flags.into_iter().any(|flag| flag == "extern_learn");
     let state = row["state"].as_str().unwrap_or_default();
@@ -292,7 +146,7 @@ fn fdb_entry_matters(row: &&Value) -> bool {
     (external || state == "permanent" || state == "static") && !group
 }
 
-fn tc_filters(place: &Place, qdiscs: &[Value]) -> Vec<String> {
+pub(super) fn tc_filters(place: &Place, qdiscs: &[Value]) -> Vec<String> {
     let mut lines = Vec::new();
     for qdisc in qdiscs {
         let kind = text(&qdisc["kind"]);
@@ -318,7 +172,7 @@ fn tc_filters(place: &Place, qdiscs: &[Value]) -> Vec<String> {
     lines
 }
 
-fn programs(links: &[Value]) -> Vec<String> {
+pub(super) fn programs(links: &[Value]) -> Vec<String> {
     let devices = links.iter().filter_map(|row| {
         let index = u32::try_from(row["ifindex"].as_u64()?).ok()?;
         Some((text(&row["ifname"]), index))
@@ -332,7 +186,7 @@ fn programs(links: &[Value]) -> Vec<String> {
 }
 
 /// All that is no directory below one.
-fn files(directory: &Path) -> Vec<String> {
+pub(super) fn files(directory: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut directories: Vec<PathBuf> = vec![directory.to_owned()];
     while let Some(directory) = directories.pop() {
@@ -347,12 +201,12 @@ fn files(directory: &Path) -> Vec<String> {
     found
 }
 
-fn names(directory: &Path) -> Vec<String> {
+pub(super) fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     sorted(entries.map(|entry| entry.file_name().to_string_lossy().into_owned()))
 }
 
-fn sysctls() -> Vec<String> {
+pub(super) fn sysctls() -> Vec<String> {
     let mut paths = vec![PathBuf::from("net/netfilter/nf_conntrack_tcp_be_liberal")];
     for (family, settings) in [
         ("ipv4", ["forwarding", "rp_filter", "proxy_arp"].as_slice()),

@@ -1,162 +1,17 @@
 //! A rule means the one who opened a flow, also where conntrack forgets or begins in mid-flow: what a
 //! rule denies stops in both directions for good, whoever sends the first packet that is seen.
 
-use std::{
-    collections::VecDeque,
-    io::{ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    thread,
-    time::{Duration, Instant},
+mod flow;
+mod history;
+
+use std::{collections::VecDeque, net::UdpSocket};
+
+use self::{
+    flow::{CLIENT, Flow, NEVER, PORT, SERVER, SURELY},
+    history::{Known, Step},
 };
-
-use crate::lab::two_hosts;
-use crate::policy_probe::{apply, clear, gateway, packets, rule};
-use oncache_testbed::{Container, Host, Lab};
-
-/// The port that is asked at.
-const PORT: u16 = 5432;
-/// How long is waited for what must not come.
-const NEVER: Duration = Duration::from_millis(40);
-/// How long is waited for what must come: TCP sends again what was stopped, after waiting.
-const SURELY: Duration = Duration::from_secs(20);
-
-/// A flow that the client has opened, and what was said in it.
-enum Flow {
-    Tcp([Speaker; 2]),
-    Udp([UdpSocket; 2], [SocketAddr; 2]),
-}
-
-/// One end of a connection: it reads all the time, so the bytes that came are counted.
-struct Speaker {
-    stream: TcpStream,
-    said: u64,
-    heard: u64,
-}
-
-impl Speaker {
-    fn new(stream: TcpStream) -> Self {
-        stream.set_nodelay(true).expect("no delay");
-        stream.set_nonblocking(true).expect("no waiting");
-        Self {
-            stream,
-            said: 0,
-            heard: 0,
-        }
-    }
-
-    fn listen(&mut self) -> u64 {
-        let mut buffer = [0; 64];
-        loop {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => panic!("the connection has ended"),
-                Ok(some) => self.heard += some as u64,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return self.heard,
-                Err(error) => panic!("the connection is broken: {error}"),
-            }
-        }
-    }
-}
-
-/// A socket at a port of before: a child of another test's thread may hold the last one for a moment,
-/// between fork and exec.
-fn bound<S>(bind: impl Fn() -> std::io::Result<S>) -> S {
-    let until = Instant::now() + SURELY;
-    loop {
-        match bind() {
-            Ok(socket) => return socket,
-            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
-                thread::sleep(Duration::from_millis(5));
-            }
-            Err(error) => panic!("bind: {error}"),
-        }
-    }
-}
-
-const CLIENT: usize = 0;
-const SERVER: usize = 1;
-
-impl Flow {
-    fn tcp(client: &Container, server: &Container) -> Self {
-        let listener = server.enter(|| bound(|| TcpListener::bind((server.ip, PORT))));
-        let asking = client.enter(|| TcpStream::connect((server.ip, PORT)).expect("connect"));
-        let (answering, _) = listener.accept().expect("accept");
-        let mut flow = Self::Tcp([Speaker::new(asking), Speaker::new(answering)]);
-        flow.talk();
-        flow
-    }
-
-    fn udp(client: &Container, server: &Container) -> Self {
-        let bind = |end: &Container, port| {
-            let socket = end.enter(|| bound(|| UdpSocket::bind((end.ip, port))));
-            socket.set_nonblocking(true).expect("no waiting");
-            socket
-        };
-        let sockets = [bind(client, 0), bind(server, PORT)];
-        let addresses = [1, 0].map(|end: usize| sockets[end].local_addr().expect("bound"));
-        let mut flow = Self::Udp(sockets, addresses);
-        flow.talk();
-        flow
-    }
-
-    fn talk(&mut self) {
-        for _ in 0..3 {
-            for speaker in [CLIENT, SERVER] {
-                assert!(self.say(speaker, SURELY), "without rules");
-            }
-        }
-    }
-
-    /// One end speaks; whether the other hears it, or anything else new, within `patience`.
-    fn say(&mut self, speaker: usize, patience: Duration) -> bool {
-        match self {
-            Self::Udp(sockets, addresses) => {
-                // The kernel may tell of an earlier error, or of a rule that stops it here.
-                let _ = sockets[speaker].send_to(b"x", addresses[speaker]);
-            }
-            Self::Tcp(ends) => {
-                let already = ends[1 - speaker].listen();
-                assert!(already <= ends[speaker].said);
-                ends[speaker]
-                    .stream
-                    .write_all(b"x")
-                    .expect("room for a byte");
-                ends[speaker].said += 1;
-            }
-        }
-        self.hears(1 - speaker, patience)
-    }
-
-    /// Whether all that was said to one end comes within `patience`.
-    fn hears(&mut self, listener: usize, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
-        loop {
-            let heard = match self {
-                Self::Udp(sockets, _) => sockets[listener].recv(&mut [0; 8]).is_ok(),
-                Self::Tcp(ends) => {
-                    let heard = ends[listener].listen();
-                    heard == ends[1 - listener].said
-                }
-            };
-            if heard || Instant::now() >= until {
-                return heard;
-            }
-            thread::sleep(Duration::from_micros(200));
-        }
-    }
-
-    /// Whether anything at all that was not there comes within `patience`.
-    fn leaks(&mut self, patience: Duration) -> bool {
-        let before = match self {
-            Self::Udp(..) => [0; 2],
-            Self::Tcp(ends) => [ends[0].heard, ends[1].heard],
-        };
-        thread::sleep(patience);
-        match self {
-            Self::Udp(sockets, _) => sockets.iter().any(|it| it.recv(&mut [0; 8]).is_ok()),
-            Self::Tcp(ends) => [ends[0].listen(), ends[1].listen()] != before,
-        }
-    }
-}
+use crate::ONCACHE;
+use oncache_testbed::{Container, Host, Lab, PATIENCE, Random, eventually, policy::rule};
 
 /// Which of the hosts forget, and how.
 #[derive(Clone, Copy, Debug)]
@@ -224,7 +79,7 @@ fn places(lab: &Lab) -> Vec<(&'static str, Container, Container)> {
     vec![
         ("between hosts", one.clone(), beta.add_container("far")),
         ("on one host", one.clone(), alpha.add_container("two")),
-        ("towards the host", one, gateway(alpha)),
+        ("towards the host", one, alpha.gateway()),
     ]
 }
 
@@ -253,11 +108,11 @@ fn a_denied_flow_stops_whoever_is_seen_first(lab: &Lab, number: usize) {
                     // The next packet is seen.
                     let _ = hosts[0].oncache(&["cache", "flush"]);
                     assert!(flow.say(first, SURELY), "{when}: no rule yet");
-                    apply(hosts[0], &deny(&client, protocol));
+                    hosts[0].apply_policy(&deny(&client, protocol));
                     for speaker in [SERVER, CLIENT, SERVER] {
                         assert!(!flow.say(speaker, NEVER), "{when}: end {speaker} is heard");
                     }
-                    assert!(packets(hosts[0], 1) > 0, "{when}: nothing is counted");
+                    assert!(hosts[0].rule_packets(1) > 0, "{when}: nothing is counted");
                     // Nor does it come back while it is denied.
                     forget(hosts, how, &client);
                     for speaker in [first, 1 - first, first] {
@@ -266,7 +121,7 @@ fn a_denied_flow_stops_whoever_is_seen_first(lab: &Lab, number: usize) {
                             "{when}: again, end {speaker} is heard"
                         );
                     }
-                    clear(hosts[0]);
+                    hosts[0].clear_policy();
                     for speaker in [CLIENT, SERVER] {
                         assert!(flow.say(speaker, SURELY), "{when}: allowed again");
                     }
@@ -278,14 +133,14 @@ fn a_denied_flow_stops_whoever_is_seen_first(lab: &Lab, number: usize) {
 
 #[test]
 fn a_denied_flow_stops_whoever_is_seen_first_after_conntrack_forgot() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     a_denied_flow_stops_whoever_is_seen_first(&lab, 3);
 }
 
 #[test]
 fn a_denied_flow_stops_with_the_cache_off_too() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     for host in lab.all() {
         let config = host.default_config().cache(false);
         host.write_config(&config.to_string());
@@ -296,7 +151,7 @@ fn a_denied_flow_stops_with_the_cache_off_too() {
 
 #[test]
 fn an_allowed_flow_goes_on_as_long_as_its_opener_is_known() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let hosts = [lab.alpha(), lab.beta()];
     for (place, client, server) in places(&lab) {
@@ -304,27 +159,27 @@ fn an_allowed_flow_goes_on_as_long_as_its_opener_is_known() {
             let mut flow = make(&client, &server);
             if place == "on one host" && protocol == "tcp" {
                 // Nothing looked on when it was opened: the bridge has no conntrack without rules.
-                apply(hosts[0], &allow_only(&client, protocol));
+                hosts[0].apply_policy(&allow_only(&client, protocol));
                 assert!(
                     !flow.say(CLIENT, NEVER),
                     "{place}, {protocol}: opened by whom?"
                 );
-                clear(hosts[0]);
+                hosts[0].clear_policy();
                 continue;
             }
             for speaker in [SERVER, CLIENT] {
-                apply(hosts[0], &allow_only(&client, protocol));
+                hosts[0].apply_policy(&allow_only(&client, protocol));
                 for speaker in [speaker, 1 - speaker, speaker] {
                     assert!(
                         flow.say(speaker, SURELY),
                         "{place}, {protocol}: end {speaker}"
                     );
                 }
-                clear(hosts[0]);
+                hosts[0].clear_policy();
             }
             if protocol == "udp" {
                 forget(hosts, Forgetting::Flush(&[0]), &client);
-                apply(hosts[0], &allow_only(&client, protocol));
+                hosts[0].apply_policy(&allow_only(&client, protocol));
                 for speaker in [SERVER, CLIENT] {
                     assert!(
                         flow.say(speaker, SURELY),
@@ -342,7 +197,7 @@ fn an_allowed_flow_goes_on_as_long_as_its_opener_is_known() {
                     port.recv(&mut [0; 8]).is_err(),
                     "{place}: the server opens a flow"
                 );
-                clear(hosts[0]);
+                hosts[0].clear_policy();
             }
         }
     }
@@ -350,7 +205,7 @@ fn an_allowed_flow_goes_on_as_long_as_its_opener_is_known() {
 
 #[test]
 fn the_labels_know_what_a_flush_of_the_ruleset_forgets() {
-    let lab = two_hosts();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let alpha = lab.alpha();
     for (place, client, server) in places(&lab) {
@@ -359,10 +214,10 @@ fn the_labels_know_what_a_flush_of_the_ruleset_forgets() {
                 let mut flow = make(&client, &server);
                 let when = format!("{place}, {protocol}, rules before: {rules}");
                 if rules {
-                    apply(alpha, &deny(&client, protocol));
+                    alpha.apply_policy(&deny(&client, protocol));
                 }
                 alpha.run(&["nft", "flush", "ruleset"]);
-                crate::lab::eventually("the tables are back", crate::lab::PATIENCE, || {
+                eventually("the tables are back", PATIENCE, || {
                     let tables = alpha.run(&["nft", "list", "tables"]);
                     tables.matches("oncache-policy").count() == 2
                 });
@@ -372,77 +227,21 @@ fn the_labels_know_what_a_flush_of_the_ruleset_forgets() {
                 } else {
                     assert!(flow.say(SERVER, SURELY), "{when}: no rule");
                 }
-                apply(alpha, &deny(&client, protocol));
+                alpha.apply_policy(&deny(&client, protocol));
                 for speaker in [SERVER, CLIENT, SERVER] {
                     assert!(!flow.say(speaker, NEVER), "{when}: end {speaker} is heard");
                 }
-                clear(alpha);
+                alpha.clear_policy();
             }
         }
-    }
-}
-
-/// What may happen to a flow, and what is asked of it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Step {
-    Say(usize),
-    Flush(usize),
-    Delete,
-    Deny,
-    AllowOnly,
-    Clear,
-}
-
-/// The reference: who may be heard.
-#[derive(Debug)]
-struct Known {
-    /// The opener is known, so that a rule that allows what the client opens lets it go on.
-    opener: bool,
-    rules: Step,
-}
-
-impl Known {
-    fn after(&mut self, step: Step, protocol: &str) {
-        match step {
-            Step::Say(_) | Step::Flush(1) => {}
-            // The sets remember UDP's.
-            Step::Flush(_) | Step::Delete => self.opener &= protocol == "udp",
-            Step::Deny | Step::AllowOnly | Step::Clear => self.rules = step,
-        }
-    }
-
-    fn passes(&self) -> bool {
-        match self.rules {
-            Step::Deny => false,
-            Step::AllowOnly => self.opener,
-            _ => true,
-        }
-    }
-}
-
-/// A stream of numbers (Knuth's MMIX multiplier), the same for a seed.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % bound
     }
 }
 
 #[test]
 fn whatever_is_forgotten_at_whatever_moment_nothing_denied_passes() {
     const STEPS: usize = 24;
-    let seed = std::env::var("ONCACHE_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-    println!("ONCACHE_SEED={seed}");
-    let mut numbers = Numbers(seed);
-    let lab = two_hosts();
+    let mut random = Random::seeded();
+    let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let hosts = [lab.alpha(), lab.beta()];
     let (mut said, mut stopped) = (0, 0);
@@ -457,8 +256,8 @@ fn whatever_is_forgotten_at_whatever_moment_nothing_denied_passes() {
                 };
                 let mut done = VecDeque::new();
                 for _ in 0..STEPS {
-                    let step = match numbers.below(12) {
-                        0..6 => Step::Say(numbers.below(2)),
+                    let step = match random.below(12) {
+                        0..6 => Step::Say(*random.one_of(&[CLIENT, SERVER])),
                         6 => Step::Flush(0),
                         7 => Step::Flush(1),
                         8 => Step::Delete,
@@ -475,10 +274,7 @@ fn whatever_is_forgotten_at_whatever_moment_nothing_denied_passes() {
                             let heard = flow.say(speaker, patience);
                             said += 1;
                             stopped += usize::from(!heard);
-                            assert_eq!(
-                                heard, passes,
-                                "seed {seed}, {place}, {protocol}: {done:?}, {known:?}"
-                            );
+                            assert_eq!(heard, passes, "{place}, {protocol}: {done:?}, {known:?}");
                         }
                         Step::Flush(host) => {
                             hosts[host].run(&["conntrack", "-F"]);
@@ -489,15 +285,15 @@ fn whatever_is_forgotten_at_whatever_moment_nothing_denied_passes() {
                             by_the_slow_path(hosts);
                         }
                         Step::Deny => {
-                            apply(hosts[0], &deny(&client, protocol));
+                            hosts[0].apply_policy(&deny(&client, protocol));
                         }
                         Step::AllowOnly => {
-                            apply(hosts[0], &allow_only(&client, protocol));
+                            hosts[0].apply_policy(&allow_only(&client, protocol));
                         }
-                        Step::Clear => clear(hosts[0]),
+                        Step::Clear => hosts[0].clear_policy(),
                     }
                 }
-                clear(hosts[0]);
+                hosts[0].clear_policy();
                 for speaker in [CLIENT, SERVER] {
                     assert!(
                         flow.say(speaker, SURELY),

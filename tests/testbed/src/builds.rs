@@ -7,11 +7,10 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
-use oncache::datapath::pins::ABI;
-use oncache_testbed::{Host, Lab};
-use tempfile::TempDir;
+use crate::{host::Host, lab::Lab};
 
 /// Where every host of the lab finds its binary, as a package manager would have put it.
 const INSTALLED: &str = "/run/testbed/oncache";
@@ -28,48 +27,71 @@ pub enum Build {
 }
 
 impl Build {
-    /// The hash that names the directory of this build's maps.
-    pub fn abi(self) -> String {
-        match self {
-            Self::Present | Self::SameAbi => ABI.to_owned(),
+    /// Whether the maps of both have one layout.
+    #[must_use]
+    pub fn shares_maps_with(self, other: Self) -> bool {
+        (self == Self::OtherAbi) == (other == Self::OtherAbi)
+    }
+}
+
+/// The builds as files; they go with this.
+#[derive(Debug)]
+pub struct Builds {
+    present: PathBuf,
+    abi: String,
+    directory: PathBuf,
+}
+
+impl Builds {
+    /// Makes the other builds of `binary`, whose maps' layout has the hash `abi`, below `within`.
+    ///
+    /// # Panics
+    /// If the binary is not what it is taken for, or there is no room.
+    #[must_use]
+    pub fn make(binary: &str, abi: &str, within: &str) -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let directory = Path::new(within).join(format!("builds-{}-{number}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a directory");
+        let builds = Self {
+            present: PathBuf::from(binary),
+            abi: abi.to_owned(),
+            directory,
+        };
+        let mut bytes = fs::read(binary).expect("the binary");
+        change_programs(&mut bytes);
+        builds.write(Build::SameAbi, &bytes);
+        let other = builds.abi(Build::OtherAbi);
+        let places = replace(&mut bytes, abi.as_bytes(), other.as_bytes());
+        assert!(places > 0, "the binary does not hold its ABI {abi}");
+        builds.write(Build::OtherAbi, &bytes);
+        builds
+    }
+
+    /// The hash that names the directory of a build's maps.
+    ///
+    /// # Panics
+    /// If the hash of the binary under test is not hexadecimal.
+    #[must_use]
+    pub fn abi(&self, build: Build) -> String {
+        match build {
+            Build::Present | Build::SameAbi => self.abi.clone(),
             // Every digit differs.
-            Self::OtherAbi => ABI
-                .bytes()
+            Build::OtherAbi => self
+                .abi
+                .chars()
                 .map(|digit| {
-                    let value = char::from(digit).to_digit(16).expect("a hexadecimal digit");
+                    let value = digit.to_digit(16).expect("a hexadecimal digit");
                     char::from_digit(15 - value, 16).expect("a hexadecimal digit")
                 })
                 .collect(),
         }
     }
-}
-
-/// The builds as files.
-pub struct Builds {
-    directory: TempDir,
-}
-
-impl Builds {
-    pub fn make() -> Self {
-        let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-        let builds = Self { directory };
-        let mut binary = fs::read(env!("CARGO_BIN_EXE_oncache")).expect("the binary");
-        change_programs(&mut binary);
-        builds.write(Build::SameAbi, &binary);
-        let places = replace(
-            &mut binary,
-            ABI.as_bytes(),
-            Build::OtherAbi.abi().as_bytes(),
-        );
-        assert!(places > 0, "the binary does not hold its ABI {ABI}");
-        builds.write(Build::OtherAbi, &binary);
-        builds
-    }
 
     fn path(&self, build: Build) -> PathBuf {
         match build {
-            Build::Present => Path::new(env!("CARGO_BIN_EXE_oncache")).to_owned(),
-            other => self.directory.path().join(format!("oncache-{other:?}")),
+            Build::Present => self.present.clone(),
+            other => self.directory.join(format!("oncache-{other:?}")),
         }
     }
 
@@ -80,6 +102,7 @@ impl Builds {
     }
 
     /// Two hosts that run what is installed on them: the binary under test, for a start.
+    #[must_use]
     pub fn two_hosts(&self) -> Lab {
         let lab = Lab::two_hosts(INSTALLED);
         for host in lab.all() {
@@ -99,6 +122,12 @@ impl Builds {
             "ln -s {} {INSTALLED}.new; mv -T {INSTALLED}.new {INSTALLED}",
             path.display()
         ));
+    }
+}
+
+impl Drop for Builds {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.directory).ok();
     }
 }
 

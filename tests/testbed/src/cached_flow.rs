@@ -1,34 +1,36 @@
 //! A UDP flow between two containers that both hosts carry by the fast path, to be bent in tests.
 
-#![allow(dead_code, reason = "no test takes everything")]
-
 use std::{
     net::{SocketAddr, UdpSocket},
-    os::fd::AsRawFd as _,
     time::Duration,
 };
 
-use oncache_testbed::{Container, Counters, Lab};
+use crate::{container::Container, counters::Counters, lab::Lab};
 
 const TIMEOUT: Option<Duration> = Some(Duration::from_millis(500));
 
 /// A UDP flow between two containers that both hosts carry by the fast path.
-pub struct Flow {
+#[derive(Debug)]
+pub struct CachedFlow {
+    /// The hosts.
     pub lab: Lab,
+    /// On the first host.
     pub client: Container,
+    /// On the second host.
     pub server: Container,
+    /// The client's socket, connected to the server's port 5005.
     pub sender: UdpSocket,
+    /// The server's socket.
     pub receiver: UdpSocket,
 }
 
-impl Flow {
-    /// A flow between two hosts on one wire.
-    pub fn warm() -> Self {
-        Self::warm_in(Lab::two_hosts(env!("CARGO_BIN_EXE_oncache")))
-    }
-
+impl CachedFlow {
     /// A flow between the first two hosts of `lab`, whose daemons do not run yet.
-    pub fn warm_in(lab: Lab) -> Self {
+    ///
+    /// # Panics
+    /// If it is not carried by the fast path after ten rounds.
+    #[must_use]
+    pub fn warm(lab: Lab) -> Self {
         lab.start();
         let client = lab.alpha().add_container("client");
         let server = lab.beta().add_container("server");
@@ -60,7 +62,10 @@ impl Flow {
         flow
     }
 
-    /// One request and its answer.
+    /// One request and its answer; false if either is lost.
+    ///
+    /// # Panics
+    /// If the request arrives damaged.
     pub fn asks(&self, request: &[u8]) -> bool {
         // Refused at once where an earlier one was answered by ICMP.
         if self.sender.send(request).is_err() {
@@ -78,6 +83,7 @@ impl Flow {
     }
 
     /// Whether one more request and its answer are carried by both fast paths.
+    #[must_use]
     pub fn is_fast(&self) -> bool {
         let before = self.counters();
         self.asks(b"fast?")
@@ -87,6 +93,8 @@ impl Flow {
             })
     }
 
+    /// The counters of both hosts.
+    #[must_use]
     pub fn counters(&self) -> [Counters; 2] {
         [self.lab.alpha().counters(), self.lab.beta().counters()]
     }
@@ -100,25 +108,4 @@ impl Flow {
         println!("alpha: {}\nbeta: {}", counted[0], counted[1]);
         (outcome, counted)
     }
-}
-
-/// Sets an option of the socket's IPv4 layer.
-pub fn set_option(socket: &UdpSocket, option: libc::c_int, value: &[u8]) {
-    let length = libc::socklen_t::try_from(value.len()).expect("a short value");
-    // SAFETY: the value lives through the call and is as long as said.
-    let outcome = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_IP,
-            option,
-            value.as_ptr().cast(),
-            length,
-        )
-    };
-    assert_eq!(
-        outcome,
-        0,
-        "option {option}: {}",
-        std::io::Error::last_os_error()
-    );
 }

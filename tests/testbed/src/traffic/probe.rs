@@ -1,7 +1,5 @@
 //! Whether a packet of some protocol gets from here to there, and back.
 
-#![allow(dead_code, reason = "no test takes everything")]
-
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -9,7 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use oncache_testbed::{Container, Host, traffic::Ping};
+use super::Ping;
+use crate::container::Container;
 
 /// How long is waited for what must come. What must not come is waited for [`NEVER`].
 const SURELY: Duration = Duration::from_secs(10);
@@ -20,14 +19,20 @@ const NEVER: Duration = Duration::from_millis(250);
 /// A protocol, and a port where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
+    /// A byte and its echo over a connection.
     Tcp(u16),
+    /// A datagram and an answer.
     Udp(u16),
+    /// A ping.
     Icmp,
 }
 
 impl Probe {
     /// Fails unless a flow from `from` to `to` is let through (`allowed`), with its replies, or
     /// stopped at once.
+    ///
+    /// # Panics
+    /// If it is otherwise.
     pub fn expect(self, from: &Container, to: &Container, allowed: bool, when: &str) {
         let patience = if allowed { SURELY } else { NEVER };
         let passed = match self {
@@ -104,35 +109,4 @@ fn udp(from: &Container, to: &Container, port: u16, patience: Duration) -> bool 
     receiver.send_to(b"back", asker).expect("answer");
     sender.set_read_timeout(Some(patience)).expect("a time-out");
     sender.recv(&mut buffer).is_ok()
-}
-
-/// The host itself as its containers reach it: at the gateway's address.
-pub fn gateway(host: &Host) -> Container {
-    let subnet: ipnet::Ipv4Net = host.subnet().parse().expect("a subnet");
-    let address = subnet.hosts().next().expect("a first address");
-    host.adopt("gateway", address, (**host).clone())
-}
-
-/// Applies rules at run time.
-pub fn apply(host: &Host, rules: &str) -> String {
-    let path = host.write_file("rules.toml", rules);
-    host.oncache_ok(&["policy", "apply", path.to_str().expect("a path of ours")])
-}
-
-/// Removes the run-time rules.
-pub fn clear(host: &Host) {
-    host.oncache_ok(&["policy", "clear"]);
-}
-
-/// A rule in TOML: `deny` and lines such as `from = "web"`.
-pub fn rule(action: &str, lines: &[&str]) -> String {
-    format!("[[policy]]\naction = \"{action}\"\n{}\n", lines.join("\n"))
-}
-
-/// Packets that a rule has counted, by its place from 1.
-pub fn packets(host: &Host, place: usize) -> u64 {
-    let list = host.oncache_json(&["policy", "list", "--json"]);
-    list["rules"][place - 1]["packets"]
-        .as_u64()
-        .expect("a count")
 }

@@ -1,7 +1,5 @@
 //! The programs' maps, read where they are pinned: exact, and without asking the daemon.
 
-#![allow(dead_code, reason = "no test takes everything")]
-
 use std::{net::Ipv4Addr, path::Path};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};

@@ -1,6 +1,6 @@
-//! Two hosts on one wire, and the overlay between them.
+//! Two hosts on one wire, and the overlay between them, made by calls of the library: without a daemon.
 
-use std::{net::Ipv4Addr, os::fd::AsFd, time::Duration};
+use std::{future::Future, net::Ipv4Addr, time::Duration};
 
 use ipnet::Ipv4Net;
 use oncache::{
@@ -15,7 +15,7 @@ use oncache::{
     },
 };
 
-use super::Namespace;
+use oncache_testbed::Place;
 
 pub const MARKS: Marks = Marks {
     miss: 0x00ff_0000,
@@ -31,8 +31,8 @@ pub fn subnet(host: u8) -> Ipv4Net {
 }
 
 /// The configuration of host `host`, whose peer is `peer`.
-pub fn config(namespace: &Namespace, host: u8, peer: u8) -> Config {
-    let index = namespace.json("ip -j link show eth1")[0]["ifindex"].clone();
+pub fn config(place: &Place, host: u8, peer: u8) -> Config {
+    let index = place.json("ip -j link show eth1")[0]["ifindex"].clone();
     Config {
         node: Node {
             name: format!("host{host}"),
@@ -68,17 +68,31 @@ pub fn config(namespace: &Namespace, host: u8, peer: u8) -> Config {
     }
 }
 
+/// Runs a future on a runtime whose one thread is in a place.
+pub fn block_on<F: Future<Output: Send>>(
+    place: &Place,
+    work: impl FnOnce() -> F + Send,
+) -> F::Output {
+    place.enter(|| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime")
+            .block_on(work())
+    })
+}
+
 /// Two hosts on one wire.
-pub fn hosts() -> [Namespace; 2] {
-    let hosts = [Namespace::new(), Namespace::new()];
-    hosts[0].block_on(|| async {
+pub fn hosts() -> [Place; 2] {
+    let hosts = [Place::new(), Place::new()];
+    block_on(&hosts[0], || async {
         let netlink = Netlink::new().expect("netlink");
         let end = |number| PairEnd {
             name: "eth1",
             mac: [2, 0, 0, 0, 0, number],
             mtu: 1500,
         };
-        let made = netlink.create_pair(PairKind::Veth, end(1), "wire", end(2), hosts[1].as_fd());
+        let made = netlink.create_pair(PairKind::Veth, end(1), "wire", end(2), hosts[1].netns());
         made.await.expect("a wire");
     });
     for (host, number) in hosts.iter().zip([1, 2]) {
@@ -90,15 +104,15 @@ pub fn hosts() -> [Namespace; 2] {
     hosts
 }
 
-pub fn try_apply(host: &Namespace, wanted: &WantedOverlay) -> Result<Vec<Step>, ReconcileErrors> {
-    host.block_on(|| async {
+pub fn try_apply(host: &Place, wanted: &WantedOverlay) -> Result<Vec<Step>, ReconcileErrors> {
+    block_on(host, || async {
         let netlink = Netlink::new().expect("netlink");
         reconcile(&netlink, &Sysctls::default(), wanted).await
     })
 }
 
 /// Reconciles; returns the steps as text.
-pub fn apply(host: &Namespace, wanted: &WantedOverlay) -> Vec<String> {
+pub fn apply(host: &Place, wanted: &WantedOverlay) -> Vec<String> {
     let steps = try_apply(host, wanted).expect("reconciled");
     let text = steps
         .iter()

@@ -16,8 +16,6 @@ pub struct Frame(pub Vec<u8>);
 
 /// Length of an Ethernet header: where the IPv4 header of a container's frame begins.
 pub const ETHERNET: usize = 14;
-/// What VXLAN puts before an inner frame.
-pub const TUNNEL: usize = 50;
 
 impl Frame {
     /// A UDP datagram, source first in `ends`.

@@ -3,11 +3,6 @@
 //! [`Bench`] loads the programs the way the daemon does, on a bpffs and in a network namespace of
 //! its own. [`Maps`] is all they remember, as plain data to set and to compare; [`Frame`] makes
 //! packets. The world that the tests share is in [`world`].
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "not every test uses all of the bench"
-)]
 
 mod frame;
 mod maps;
@@ -139,7 +134,6 @@ impl Bench {
     }
 
     /// Makes every CPU's window one that begins at this tick, and full; nobody has drawn a place.
-    #[allow(dead_code, reason = "not every test needs it")]
     pub fn crowd(&mut self, since: u64) {
         for (turnover, value) in [
             (Turnover::WindowBegun, since),

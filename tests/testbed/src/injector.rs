@@ -6,19 +6,27 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-use oncache_testbed::Place;
+use crate::Place;
 
 /// A packet socket that sends from one device and hears nothing.
 #[derive(Debug)]
 pub struct Injector(OwnedFd);
 
 impl Injector {
+    /// One that sends from a device of `place`, with a `virtio_net_hdr` before each frame.
+    ///
+    /// # Panics
+    /// If there is no such device.
+    #[must_use]
     pub fn on(place: &Place, device: &str) -> Self {
         let opened = place.enter(|| open(device));
         Self(opened.unwrap_or_else(|error| panic!("a packet socket on {device}: {error}")))
     }
 
-    /// Sends one frame; the error's number if the kernel refuses it.
+    /// Sends one frame behind its `virtio_net_hdr`.
+    ///
+    /// # Errors
+    /// The error's number if the kernel refuses it.
     pub fn send(&self, offload: &[u8; 10], frame: &[u8]) -> Result<(), i32> {
         let parts = [
             libc::iovec {
