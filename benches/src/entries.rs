@@ -53,7 +53,7 @@ pub fn enter(bed: &Bed, flows: u32) -> Result<(), String> {
 pub fn live(host: &Host) -> Result<usize, String> {
     let counted = host.enter(|| {
         let (epoch, now) = (epoch()?, now());
-        let entered = flows()?;
+        let entered = flow_map()?;
         let all = entered.iter().filter_map(Result::ok);
         Ok(all
             .filter(|(flow, entry)| entry.verdict.judge(flow, now, epoch) == Verdict::Fast)
@@ -106,7 +106,7 @@ fn pinned(name: &str) -> Result<MapData, Failure> {
     Ok(MapData::from_pin(Path::new(&directory()?).join(name))?)
 }
 
-fn flows() -> Result<HashMap<MapData, FlowKey, FlowEntry>, Failure> {
+fn flow_map() -> Result<HashMap<MapData, FlowKey, FlowEntry>, Failure> {
     let data = pinned("FLOWS")?;
     let map = match data.info().and_then(|info: MapInfo| info.map_type())? {
         MapType::LruHash => Map::LruHashMap(data),
@@ -137,7 +137,7 @@ struct Ends {
 
 fn fill(ends: &Ends, flows: u32) -> Result<(), Failure> {
     let (epoch, now) = (epoch()?, now());
-    let mut entered = flows()?;
+    let mut entered = flow_map()?;
     let address = |ip: Ipv4Addr| u32::from(ip).to_be();
     let containers: HashMap<_, u32, LocalContainer> =
         HashMap::try_from(Map::HashMap(pinned("CONTAINERS")?))?;
