@@ -5,57 +5,27 @@
 //! `nf_tables_new*`), so a copy is sent back without understanding more of it than what names, handles
 //! and counts are.
 
-use std::{net::Ipv4Addr, os::fd::AsRawFd as _};
+mod flows;
+mod messages;
+mod socket;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
-use tokio::task::spawn_blocking;
+
+pub use flows::forget_flows;
+pub(super) use messages::TABLE;
+use messages::{
+    DATA_VALUE, DELETE_ELEMENT, DELETE_RULE, DELETE_TABLE, ELEMENT, ELEMENT_KEY, ELEMENT_TIMEOUT,
+    GET_CHAIN, GET_OBJECT, GET_RULE, GET_SET, GET_TABLE, Message, NEW_CHAIN, NEW_ELEMENT,
+    NEW_OBJECT, NEW_RULE, NEW_SET, NEW_TABLE, SET_ANONYMOUS, SET_FLAGS, SET_ID, SET_NAME,
+    SET_TIMEOUT, attribute, element_message, family_number, text, word,
+};
+use socket::Tables;
 
 use super::{
     NetlinkError,
-    conntrack::{FAMILY_HEADER, attribute_of, attributes, messages},
+    conntrack::{attribute_of, attributes},
     ruleset_generation,
 };
-
-/// `NFNL_SUBSYS_NFTABLES` (include/uapi/linux/netfilter/nfnetlink.h).
-const SUBSYSTEM: u16 = 10;
-// NFNL_MSG_BATCH_* of the same file, and the attribute that names the generation of before.
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
-const BATCH_GENERATION: u16 = 1;
-// NFT_MSG_* of include/uapi/linux/netfilter/nf_tables.h.
-const NEW_TABLE: u16 = 0;
-const GET_TABLE: u16 = 1;
-const DELETE_TABLE: u16 = 2;
-const NEW_CHAIN: u16 = 3;
-const GET_CHAIN: u16 = 4;
-const NEW_RULE: u16 = 6;
-const GET_RULE: u16 = 7;
-const DELETE_RULE: u16 = 8;
-const NEW_SET: u16 = 9;
-const GET_SET: u16 = 10;
-const NEW_ELEMENT: u16 = 12;
-const GET_ELEMENT: u16 = 13;
-const DELETE_ELEMENT: u16 = 14;
-const NEW_OBJECT: u16 = 18;
-const GET_OBJECT: u16 = 19;
-
-/// The table's name, in the messages about all kinds of things.
-pub(super) const TABLE: u16 = 1;
-// NFTA_SET_* and NFTA_SET_ELEM_*.
-const SET_NAME: u16 = 2;
-const SET_FLAGS: u16 = 3;
-const SET_ID: u16 = 10;
-const ELEMENT_SET: u16 = 2;
-const ELEMENT_LIST: u16 = 3;
-const ELEMENT: u16 = 1;
-const ELEMENT_KEY: u16 = 1;
-const ELEMENT_TIMEOUT: u16 = 4;
-const DATA_VALUE: u16 = 1;
-// NFT_SET_*.
-const SET_ANONYMOUS: u32 = 0x1;
-const SET_TIMEOUT: u32 = 0x10;
 
 // What is taken back of each kind: not handles, uses, positions and counts.
 const OF_TABLE: &[u16] = &[1, 2, 6];
@@ -67,21 +37,10 @@ const OF_OBJECT: &[u16] = &[1, 2, 3, 4, 8];
 const COMPARED_OF_RULE: &[u16] = &[1, 2, 7];
 const COMPARED_OF_OBJECT: &[u16] = &[1, 2, 3];
 
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-/// `NLM_F_APPEND`: behind the rules that are there.
-const APPEND: u16 = 0x800;
 /// Elements of one message, whose list is an attribute of at most 64 kB.
 const ELEMENTS: usize = 128;
 /// How often a transaction is begun again because another came first.
 const ATTEMPTS: usize = 8;
-
-/// A message without its header.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Message {
-    kind: u16,
-    attributes: Vec<u8>,
-}
 
 /// A table as it was when it was copied.
 #[derive(Clone, Debug)]
@@ -99,15 +58,6 @@ pub struct TableCopy {
     comments: Vec<Message>,
     /// What a table without a past begins with.
     beginning: Vec<Message>,
-}
-
-/// A family's number (include/uapi/linux/netfilter.h) by nft's name; for those that are asked for.
-fn family_number(name: &str) -> u8 {
-    match name {
-        "bridge" => 7,
-        // NFPROTO_INET
-        _ => 1,
-    }
 }
 
 impl TableCopy {
@@ -217,89 +167,7 @@ pub fn restore_tables(copies: &[TableCopy]) -> Result<Vec<&str>, NetlinkError> {
     }
 }
 
-/// Removes from a set of flows, keyed by two addresses and whatever follows, those of `address`. Returns
-/// how many there were; none as well where there is no such set.
-///
-/// # Errors
-/// [`NetlinkError`]: some may be left.
-pub async fn forget_flows(
-    family: &'static str,
-    table: &'static str,
-    sets: Vec<&'static str>,
-    address: Ipv4Addr,
-) -> Result<usize, NetlinkError> {
-    // A set may be large.
-    match spawn_blocking(move || forget(family, table, &sets, address)).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(NetlinkError::closed(format_args!(
-            "forget flows of {address}"
-        ))),
-    }
-}
-
-fn forget(
-    family: &str,
-    table: &str,
-    sets: &[&str],
-    address: Ipv4Addr,
-) -> Result<usize, NetlinkError> {
-    let number = family_number(family);
-    let failed = |errno| {
-        refused(
-            format!("forget flows of {address} in table {family} {table}"),
-            errno,
-        )
-    };
-    let mut socket = Tables::open()?;
-    let mut forgotten = 0;
-    for set in sets {
-        let elements = match socket.elements(number, table, set) {
-            Ok(elements) => elements,
-            Err(Errno::ENOENT) => continue,
-            Err(errno) => return Err(failed(errno)),
-        };
-        for element in elements.iter().filter(|element| has_end(element, address)) {
-            let key = attributes(element).find(|(kind, _)| *kind == ELEMENT_KEY);
-            let key = attribute_of(ELEMENT_KEY, key.map_or(&[], |(_, key)| key));
-            let delete = element_message(DELETE_ELEMENT, table, set, &attribute_of(ELEMENT, &key));
-            match socket.transact(&[(number, delete)], None) {
-                // It has gone by itself.
-                Ok(()) | Err(Errno::ENOENT) => forgotten += 1,
-                Err(errno) => return Err(failed(errno)),
-            }
-        }
-    }
-    Ok(forgotten)
-}
-
-/// Whether a flow's key begins with the address, or has it in second place.
-fn has_end(element: &[u8], address: Ipv4Addr) -> bool {
-    let key = attributes(element).find(|(kind, _)| *kind == ELEMENT_KEY);
-    let value = key.and_then(|(_, key)| attributes(key).find(|(kind, _)| *kind == DATA_VALUE));
-    let mut ends = value.map_or(&[][..], |(_, value)| value).chunks(4).take(2);
-    ends.any(|end| end == address.octets())
-}
-
-/// A socket for requests about tables.
-struct Tables {
-    socket: Socket,
-    sequence: u32,
-}
-
 impl Tables {
-    fn open() -> Result<Self, NetlinkError> {
-        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(NetlinkError::Open)?;
-        socket.bind_auto().map_err(NetlinkError::Open)?;
-        socket
-            .connect(&SocketAddr::new(0, 0))
-            .map_err(NetlinkError::Open)?;
-        socket.set_cap_ack(true).map_err(NetlinkError::Open)?;
-        Ok(Self {
-            socket,
-            sequence: 0,
-        })
-    }
-
     fn copy(&mut self, family: u8, name: &str) -> Result<Option<TableCopy>, Errno> {
         let mut list = |get, new, wanted: &[u16]| -> Result<Vec<Message>, Errno> {
             let mut found = Vec::new();
@@ -390,176 +258,6 @@ impl Tables {
             beginning: Vec::new(),
         }))
     }
-
-    /// The elements of a set, each without its header.
-    fn elements(&mut self, family: u8, table: &str, set: &str) -> Result<Vec<Vec<u8>>, Errno> {
-        let request = [
-            attribute_of(TABLE, &text(table)),
-            attribute_of(ELEMENT_SET, &text(set)),
-        ];
-        let mut found = Vec::new();
-        self.dump(family, GET_ELEMENT, &request.concat(), |body| {
-            let list = attribute(body, ELEMENT_LIST).unwrap_or_default();
-            found.extend(attributes(list).map(|(_, element)| element.to_vec()));
-        })?;
-        Ok(found)
-    }
-
-    fn dump(
-        &mut self,
-        family: u8,
-        kind: u16,
-        attributes: &[u8],
-        mut answer: impl FnMut(&[u8]),
-    ) -> Result<(), Errno> {
-        self.sequence += 1;
-        let kind = SUBSYSTEM << 8 | kind;
-        let request = message(
-            kind,
-            NLM_F_REQUEST | NLM_F_DUMP,
-            self.sequence,
-            (family, 0),
-            attributes,
-        );
-        self.send(&request)?;
-        loop {
-            let (datagram, _) = self
-                .socket
-                .recv_from_full()
-                .map_err(|error| errno(&error))?;
-            for (kind, body) in messages(&datagram) {
-                match kind {
-                    NLMSG_ERROR | NLMSG_DONE => return outcome(body),
-                    _ => answer(body.get(FAMILY_HEADER..).unwrap_or_default()),
-                }
-            }
-        }
-    }
-
-    /// Sends a batch: all of it is done or none, and none if the ruleset is of another generation.
-    fn transact(&mut self, batch: &[(u8, Message)], generation: Option<u32>) -> Result<(), Errno> {
-        let first = self.sequence + 1;
-        let of_subsystem = (0, SUBSYSTEM);
-        let generation = generation.map(|it| attribute_of(BATCH_GENERATION, &it.to_be_bytes()));
-        let mut bytes = message(
-            BATCH_BEGIN,
-            NLM_F_REQUEST,
-            first,
-            of_subsystem,
-            &generation.unwrap_or_default(),
-        );
-        self.sequence = first;
-        for (position, (family, sent)) in batch.iter().enumerate() {
-            self.sequence += 1;
-            let mut flags = NLM_F_REQUEST;
-            if [
-                NEW_TABLE,
-                NEW_CHAIN,
-                NEW_RULE,
-                NEW_SET,
-                NEW_ELEMENT,
-                NEW_OBJECT,
-            ]
-            .contains(&sent.kind)
-            {
-                flags |= NLM_F_CREATE;
-            }
-            if sent.kind == NEW_RULE {
-                flags |= APPEND;
-            }
-            if position + 1 == batch.len() {
-                flags |= NLM_F_ACK;
-            }
-            let kind = SUBSYSTEM << 8 | sent.kind;
-            bytes.extend(message(
-                kind,
-                flags,
-                self.sequence,
-                (*family, 0),
-                &sent.attributes,
-            ));
-        }
-        self.sequence += 1;
-        bytes.extend(message(
-            BATCH_END,
-            NLM_F_REQUEST,
-            self.sequence,
-            of_subsystem,
-            &[],
-        ));
-        self.make_room(bytes.len())?;
-        self.send(&bytes)?;
-        // Faults of single messages come first, then the answer to the last.
-        loop {
-            let (datagram, _) = self
-                .socket
-                .recv_from_full()
-                .map_err(|error| errno(&error))?;
-            if let Some((_, body)) = messages(&datagram)
-                .into_iter()
-                .find(|(kind, _)| *kind == NLMSG_ERROR)
-            {
-                return outcome(body);
-            }
-        }
-    }
-
-    fn send(&self, bytes: &[u8]) -> Result<(), Errno> {
-        self.socket
-            .send(bytes, 0)
-            .map(|_| ())
-            .map_err(|error| errno(&error))
-    }
-
-    /// Lets the socket take in so many bytes at once.
-    fn make_room(&self, bytes: usize) -> Result<(), Errno> {
-        const LENGTH: libc::socklen_t = 4;
-        let bytes: i32 = i32::try_from(bytes).map_err(|_| Errno::EMSGSIZE)?;
-        // SAFETY: the option's value is an int that lives through the call, and its size is given.
-        let done = unsafe {
-            libc::setsockopt(
-                self.socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_SNDBUFFORCE,
-                (&raw const bytes).cast(),
-                LENGTH,
-            )
-        };
-        Errno::result(done).map(|_| ())
-    }
-}
-
-fn message(
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    (family, resource): (u8, u16),
-    attributes: &[u8],
-) -> Vec<u8> {
-    let length = u32::try_from(16 + FAMILY_HEADER + attributes.len()).unwrap_or(u32::MAX);
-    let mut bytes = length.to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    // Port: the socket's own.
-    bytes.extend([0; 4]);
-    // struct nfgenmsg: family, version, resource in network byte order.
-    bytes.extend([family, 0]);
-    bytes.extend(resource.to_be_bytes());
-    bytes.extend(attributes);
-    bytes
-}
-
-fn element_message(kind: u16, table: &str, set: &str, list: &[u8]) -> Message {
-    let attributes = [
-        attribute_of(TABLE, &text(table)),
-        attribute_of(ELEMENT_SET, &text(set)),
-        attribute_of(ELEMENT_LIST, list),
-    ];
-    Message {
-        kind,
-        attributes: attributes.concat(),
-    }
 }
 
 /// The attributes of these kinds, in the order in which they come.
@@ -577,35 +275,6 @@ fn compared_of(kind: u16) -> &'static [u16] {
         NEW_CHAIN => OF_CHAIN,
         _ => OF_SET,
     }
-}
-
-pub(super) fn attribute(body: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(body)
-        .find(|(found, _)| *found == kind)
-        .map(|(_, value)| value)
-}
-
-fn word(value: &[u8]) -> Option<u32> {
-    Some(u32::from_be_bytes(value.try_into().ok()?))
-}
-
-/// A name as the kernel has it, with its end.
-fn text(name: &str) -> Vec<u8> {
-    [name.as_bytes(), &[0]].concat()
-}
-
-fn outcome(body: &[u8]) -> Result<(), Errno> {
-    let code = body
-        .first_chunk()
-        .map_or(0, |code| i32::from_ne_bytes(*code));
-    match code {
-        0 => Ok(()),
-        code => Err(Errno::from_raw(code.saturating_abs())),
-    }
-}
-
-fn errno(error: &std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32))
 }
 
 fn refused(operation: String, errno: Errno) -> NetlinkError {
