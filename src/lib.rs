@@ -2,7 +2,7 @@
 //!
 //! The library face of the `oncache` binary, so that tests can use its pieces. The module tree is
 //! the architecture (docs/architecture.md): arrows point down, from [`cli`] to the rims
-//! [`netlink`] and [`datapath`], which know nothing of policy. The tests in `architecture/` say which
+//! [`netlink`], [`nft`] and [`datapath`], which know nothing of policy. The tests in `architecture/` say which
 //! way is down.
 
 pub mod allocator;
@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod log;
 pub mod netlink;
+pub mod nft;
 pub mod overlay;
 pub mod peers;
 pub mod policy;

@@ -53,7 +53,8 @@ use crate::{
     control::server::{self, Request, SocketError},
     datapath::DatapathError,
     netlink::{Netlink, NetlinkError, host_facts},
-    overlay::{nftables::TableError, reconcile::ReconcileErrors, sysctl::SysctlError},
+    nft::NftError,
+    overlay::{reconcile::ReconcileErrors, sysctl::SysctlError},
     peers,
     policy::kernel::PolicyError,
     probe::{Finding, Roots, probe},
@@ -107,7 +108,7 @@ pub enum DaemonError {
     Overlay(#[from] ReconcileErrors),
     /// Source validation.
     #[error(transparent)]
-    Table(#[from] TableError),
+    Nft(#[from] NftError),
     /// The network policy.
     #[error(transparent)]
     Policy(#[from] PolicyError),

@@ -6,10 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use nftables::helper;
-use serde_json::Value;
-
-use super::nftables::{TABLE, TableError};
+use super::{nftables, source_guard};
+use crate::nft::{Family, ListedTable, NftError, TableName, run};
 
 macro_rules! reasons {
     ($($reason:ident, $name:literal, $meaning:literal;)*) => {
@@ -62,16 +60,7 @@ impl Refused {
         self != Self::Ipv6
     }
 
-    /// The comment of a rule with a form of this hash.
-    pub(super) fn comment(form: u64, reason: Option<Self>) -> String {
-        match reason {
-            Some(reason) => format!("oncache:{form:016x} {}", reason.name()),
-            None => format!("oncache:{form:016x}"),
-        }
-    }
-
-    fn of_comment(comment: &str) -> Option<Self> {
-        let (_, name) = comment.strip_prefix("oncache:")?.split_once(' ')?;
+    fn of_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|it| it.name() == name)
     }
 }
@@ -79,28 +68,26 @@ impl Refused {
 /// What was refused so far, by reason; all of it, since the tables were made.
 ///
 /// # Errors
-/// [`TableError`] when what nft lists is not what it should be. A table that is not there has refused nothing.
-pub async fn refused() -> Result<BTreeMap<Refused, u64>, TableError> {
+/// [`NftError`] when what nft lists is not what it should be. A table that is not there has refused nothing.
+pub async fn refused() -> Result<BTreeMap<Refused, u64>, NftError> {
     let mut counts = BTreeMap::new();
-    for family in ["bridge", "inet"] {
-        let arguments = ["list", "table", family, TABLE];
-        let listing = helper::get_current_ruleset_raw_async(helper::DEFAULT_NFT, arguments).await;
-        if let Ok(json) = listing {
-            count(&serde_json::from_str(&json)?, &mut counts);
+    let inet = TableName {
+        family: Family::Inet,
+        name: nftables::TABLE,
+    };
+    for table in [source_guard::TABLE, inet] {
+        if let Some(listed) = run::list(table).await? {
+            count(&listed, &mut counts);
         }
     }
     Ok(counts)
 }
 
-fn count(listing: &Value, counts: &mut BTreeMap<Refused, u64>) {
-    for object in listing["nftables"].as_array().into_iter().flatten() {
-        let rule = &object["rule"];
-        let Some(reason) = rule["comment"].as_str().and_then(Refused::of_comment) else {
-            continue;
-        };
-        let statements = rule["expr"].as_array().into_iter().flatten();
-        let packets = statements.filter_map(|it| it["counter"]["packets"].as_u64());
-        *counts.entry(reason).or_default() += packets.sum::<u64>();
+fn count(listed: &ListedTable, counts: &mut BTreeMap<Refused, u64>) {
+    for rule in &listed.rules {
+        if let Some(reason) = rule.reason().and_then(Refused::of_name) {
+            *counts.entry(reason).or_default() += rule.packets;
+        }
     }
 }
 
@@ -111,10 +98,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_comment_tells_the_reason_and_a_listing_the_counts() {
+    fn a_listing_tells_the_reasons_and_the_counts() {
         for reason in Refused::ALL {
-            let comment = Refused::comment(1, Some(*reason));
-            assert_eq!(Refused::of_comment(&comment), Some(*reason));
+            assert_eq!(Refused::of_name(reason.name()), Some(*reason));
         }
         let rule = |comment: &str, packets: u64| json!({ "rule": { "comment": comment, "expr": [{ "counter": { "packets": packets } }] } });
         let listing = json!({ "nftables": [
@@ -124,7 +110,7 @@ mod tests {
             rule("somebody's arp", 7),
         ] });
         let mut counts = BTreeMap::new();
-        count(&listing, &mut counts);
+        count(&ListedTable::of(&listing), &mut counts);
         assert_eq!(counts, BTreeMap::from([(Refused::Arp, 5)]));
     }
 }

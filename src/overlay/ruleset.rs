@@ -239,8 +239,16 @@ fn commented(
         table: TABLE.into(),
         chain: chain.into(),
         expr: expr.into(),
-        comment: Some(Refused::comment(fnv1a(form.as_bytes()), reason).into()),
+        comment: Some(comment(fnv1a(form.as_bytes()), reason).into()),
         ..Rule::default()
+    }
+}
+
+/// The comment of a rule with a form of this hash.
+fn comment(form: u64, reason: Option<Refused>) -> String {
+    match reason {
+        Some(reason) => format!("oncache:{form:016x} {}", reason.name()),
+        None => format!("oncache:{form:016x}"),
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
     order::{Locals, Placed},
     table::{PresentTable, TABLE, WantedTable, begins_anew, element, removal},
 };
-use crate::overlay::nftables::one_line;
+use crate::nft::blame::one_line;
 
 /// The families that have a table of the policy.
 const FAMILIES: [&str; 2] = ["inet", "bridge"];
