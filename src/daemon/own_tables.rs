@@ -11,10 +11,11 @@ use tracing::{debug, info, warn};
 
 use crate::{
     netlink::{TableCopy, restore_tables, ruleset_generation},
-    overlay::nftables,
+    nft::TableName,
+    overlay::names::{SOURCE_TABLE, TABLE},
     policy::{
+        self,
         opener::{SILENCE, YOUNG},
-        table,
     },
     stable_hash::fnv1a,
 };
@@ -40,12 +41,12 @@ impl Own {
         Self::BridgePolicy,
     ];
 
-    const fn family_and_name(self) -> (&'static str, &'static str) {
+    const fn name(self) -> TableName {
         match self {
-            Self::SlowPath => ("inet", nftables::TABLE),
-            Self::Sources => ("bridge", nftables::TABLE),
-            Self::Policy => ("inet", table::TABLE),
-            Self::BridgePolicy => ("bridge", table::TABLE),
+            Self::SlowPath => TABLE,
+            Self::Sources => SOURCE_TABLE,
+            Self::Policy => policy::INET_TABLE,
+            Self::BridgePolicy => policy::BRIDGE_TABLE,
         }
     }
 }
@@ -103,8 +104,8 @@ impl OwnTables {
         }
         let mut copies = Vec::new();
         for own in Own::ALL {
-            let (family, name) = own.family_and_name();
-            match TableCopy::of(family, name) {
+            let TableName { family, name } = own.name();
+            match TableCopy::of(family.name(), name) {
                 Ok(Some(mut copy)) => {
                     if young && own == Own::BridgePolicy {
                         // ETH_P_IP, in network byte order.

@@ -9,7 +9,7 @@ use crate::{
     config::Config,
     container::devices::{address_of, carries_a_namespace, container_of},
     netlink::{Link, Netlink, NetlinkError},
-    overlay::{conflicts::conflicts, names::gateway_mac, nftables::Marks, wanted::WantedOverlay},
+    overlay::{conflicts::conflicts, names::gateway_mac, ruleset::Marks, wanted::WantedOverlay},
     shown::{PATH, cut},
     state::State,
 };

@@ -99,20 +99,24 @@ pub fn ct_of(direction: &str, key: &str) -> Expression {
     Expression(json!({ "ct": { "key": key, "dir": direction } }))
 }
 
-/// What the routes say of `asked`, such as `saddr`.
-#[must_use]
-pub fn fib(asked: &str, result: &str) -> Expression {
-    Expression(json!({ "fib": { "result": result, "flags": [asked] } }))
-}
-
 /// Several, one behind the other, as sets have them.
 pub fn concat<E: Into<Expression>>(parts: impl IntoIterator<Item = E>) -> Expression {
     Expression(json!({ "concat": values(parts) }))
 }
 
-/// Any of these: a set without a name.
-pub fn any_of<E: Into<Expression>>(elements: impl IntoIterator<Item = E>) -> Expression {
+/// A set without a name.
+pub fn set_of<E: Into<Expression>>(elements: impl IntoIterator<Item = E>) -> Expression {
     Expression(json!({ "set": values(elements) }))
+}
+
+/// Any of these. One is cheaper to compare than to look up, and there is no empty set.
+pub fn any_of<E: Into<Expression>>(elements: impl IntoIterator<Item = E>) -> Option<Expression> {
+    let elements = elements.into_iter().map(Into::into);
+    let mut elements: Vec<Expression> = elements.collect();
+    match elements.len() {
+        0 | 1 => elements.pop(),
+        _ => Some(set_of(elements)),
+    }
 }
 
 /// Several bits or states.

@@ -146,7 +146,11 @@ fn text(value: &Value) -> String {
 }
 
 fn shape(object: &Value, parts: &[&str]) -> String {
-    let parts = parts.iter().map(|part| object[*part].to_string());
+    let parts = parts.iter().map(|part| match &object[*part] {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    });
     parts.collect::<Vec<_>>().join(" ")
 }
 

@@ -2,12 +2,13 @@
 //!
 //! A [`Table`] is what the kernel should have, said in a small vocabulary of [`expression`]s and [`statement`]s.
 //! [`ListedTable`] is what nft lists of it. The [`difference`](mod@difference) of the two is a [`Transaction`], which
-//! [`run`] has nft do: all of it or nothing. [`blame`] makes nft's complaints fit for people.
+//! [`run`] has nft do: all of it or nothing. [`blame`] finds which part of it nft refuses.
 //!
 //! Nothing here knows what the tables are for. What is built is the JSON of libnftables-json(5), and nft runs as a
-//! program (docs/adr/008, docs/adr/048).
+//! program (docs/adr/008, docs/adr/049).
 
 pub mod blame;
+mod complaint;
 pub mod difference;
 pub mod expression;
 pub mod listed;

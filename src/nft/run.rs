@@ -5,7 +5,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use super::{NftError, blame, expression::Expression, listed::ListedTable, table::TableName};
+use super::{NftError, complaint, expression::Expression, listed::ListedTable, table::TableName};
 
 /// Commands that nft does all of, or none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -184,6 +184,8 @@ async fn nft(arguments: &[&str], input: &str) -> Result<Result<String, String>, 
     Ok(if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
-        Err(blame::one_line(&String::from_utf8_lossy(&output.stderr)))
+        Err(complaint::one_line(&String::from_utf8_lossy(
+            &output.stderr,
+        )))
     })
 }

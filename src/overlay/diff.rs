@@ -14,12 +14,14 @@ use ipnet::Ipv4Net;
 
 use super::{
     names::{GROUP, OwnDevice},
-    nftables::Fingerprint,
     step::Step,
     sysctl,
     wanted::{OverlayFdb, OverlayNeighbour, OverlayRoute, WantedOverlay},
 };
-use crate::netlink::{Link, Mac};
+use crate::{
+    netlink::{Link, Mac},
+    nft::{ListedTable, difference},
+};
 
 /// An address of our bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +78,7 @@ pub struct Observed {
     /// Whether the kernel has settings for IPv6.
     pub ipv6: bool,
     /// Our table.
-    pub table: Option<Fingerprint>,
+    pub table: Option<ListedTable>,
 }
 
 /// The steps that lead from `observed` to `wanted`; none if they are the same.
@@ -155,8 +157,9 @@ pub fn diff(wanted: &WantedOverlay, observed: &Observed) -> Vec<Step> {
                 .is_some_and(|source| addresses_lost.contains(&source))
     });
     proxies(&mut steps, wanted, observed, bridge.is_some());
-    if observed.table.as_ref() != Some(&wanted.table.fingerprint()) {
-        steps.push(Step::ReplaceTable);
+    let table = difference(&wanted.table, observed.table.as_ref());
+    if !table.transaction.is_empty() {
+        steps.push(Step::ReplaceTable(table.transaction));
     }
     let liberal = wanted
         .settings

@@ -5,15 +5,15 @@
 
 pub mod conflicts;
 pub mod diff;
+pub mod matches;
 pub mod names;
 pub mod network_route;
-pub mod nftables;
 pub mod reconcile;
 pub mod refused;
-mod ruleset;
+pub mod ruleset;
 pub mod source_guard;
 pub mod step;
 pub mod sysctl;
 pub mod teardown;
-mod tunnel_guard;
+pub mod tunnel_guard;
 pub mod wanted;

@@ -1,4 +1,4 @@
-//! What oncache's own devices are called and which link-layer addresses they have.
+//! What oncache's own devices and tables are called, and which link-layer addresses the devices have.
 //!
 //! All addresses here are locally administered unicast ones (the two low bits of the first byte are
 //! 10, IEEE 802 section 8.2.2) and made of the IPv4 address that they stand for, so that two hosts
@@ -6,7 +6,10 @@
 
 use std::net::Ipv4Addr;
 
-use crate::netlink::Mac;
+use crate::{
+    netlink::Mac,
+    nft::{Family, TableName},
+};
 
 /// The bridge that the containers' devices are ports of.
 pub const BRIDGE: &str = "oncache0";
@@ -20,6 +23,21 @@ const HEADROOM: &str = "oncache-room0";
 /// overlay's. nft compares a name in about 45 ns, looks one up in a set in 110, and compares a group in 15; a packet of
 /// the slow path is asked some twenty times (docs/adr/041).
 pub const GROUP: u32 = 28_526;
+
+/// How containers' devices are called, see `container::devices`.
+pub const DEVICES: [&str; 2] = ["onc-*", "onc_*"];
+
+/// The table of the slow path, see [`ruleset`](super::ruleset).
+pub const TABLE: TableName = TableName {
+    family: Family::Inet,
+    name: "oncache",
+};
+
+/// The table of the guard at the containers' devices, see [`source_guard`](super::source_guard).
+pub const SOURCE_TABLE: TableName = TableName {
+    family: Family::Bridge,
+    name: "oncache",
+};
 
 /// One of oncache's own devices, whatever it is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

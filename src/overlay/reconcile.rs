@@ -5,13 +5,15 @@ use std::{collections::HashMap, fmt};
 use super::{
     conflicts::{self, Conflict},
     diff::{Observed, ObservedAddress, ObservedFdb, ObservedNeighbour, diff},
-    names::{DeviceNames, GROUP, OwnDevice},
-    nftables::{self, TableError},
+    names::{self, DeviceNames, GROUP, OwnDevice},
     step::Step,
     sysctl::{SysctlError, Sysctls},
     wanted::{OverlayRoute, WantedOverlay},
 };
-use crate::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL, Route, RouteFilter, RouteReach};
+use crate::{
+    netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL, Route, RouteFilter, RouteReach},
+    nft::{NftError, run},
+};
 
 /// One step, or the look at the host before it, failed.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +23,7 @@ pub enum OverlayError {
     Netlink(#[from] NetlinkError),
     /// By nft.
     #[error(transparent)]
-    Table(#[from] TableError),
+    Nft(#[from] NftError),
     /// By /proc/sys.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
@@ -96,7 +98,7 @@ pub async fn reconcile(
                 | Step::CreateVxlan(_)
                 | Step::CreateHeadroom(_)
         );
-        let applied = apply(netlink, sysctls, wanted, &mut devices, &mut step).await;
+        let applied = apply(netlink, sysctls, names, &mut devices, &mut step).await;
         if founds_others || applied.is_err() {
             devices = Devices::new(names);
         }
@@ -150,7 +152,7 @@ pub async fn observe(
 
     let mut observed = Observed {
         ipv6: sysctls.has_ipv6(),
-        table: nftables::list_table().await?,
+        table: run::list(names::TABLE).await?,
         settings: settings(sysctls, wanted)?,
         ..Observed::default()
     };
@@ -266,11 +268,10 @@ impl<'a> Devices<'a> {
 async fn apply(
     netlink: &Netlink,
     sysctls: &Sysctls,
-    wanted: &WantedOverlay,
+    names: &DeviceNames,
     devices: &mut Devices<'_>,
     step: &mut Step,
 ) -> Result<(), OverlayError> {
-    let names = &wanted.names;
     let mut index = async |device: OwnDevice| devices.index(netlink, device).await;
     match step {
         Step::DeleteDevice(device) => {
@@ -357,7 +358,10 @@ async fn apply(
             let device = index(OwnDevice::Bridge).await?;
             netlink.add_proxy_neighbour(device, *address).await?;
         }
-        Step::ReplaceTable => nftables::apply_table(&wanted.table).await?,
+        Step::ReplaceTable(transaction) => {
+            let operation = format!("replace table {}", names::TABLE);
+            run::apply(transaction, &operation).await?;
+        }
     }
     Ok(())
 }

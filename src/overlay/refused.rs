@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{nftables, source_guard};
-use crate::nft::{Family, ListedTable, NftError, TableName, run};
+use super::names::{SOURCE_TABLE, TABLE};
+use crate::nft::{ListedTable, NftError, run};
 
 macro_rules! reasons {
     ($($reason:ident, $name:literal, $meaning:literal;)*) => {
@@ -71,11 +71,7 @@ impl Refused {
 /// [`NftError`] when what nft lists is not what it should be. A table that is not there has refused nothing.
 pub async fn refused() -> Result<BTreeMap<Refused, u64>, NftError> {
     let mut counts = BTreeMap::new();
-    let inet = TableName {
-        family: Family::Inet,
-        name: nftables::TABLE,
-    };
-    for table in [source_guard::TABLE, inet] {
+    for table in [SOURCE_TABLE, TABLE] {
         if let Some(listed) = run::list(table).await? {
             count(&listed, &mut counts);
         }

@@ -11,23 +11,21 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
-use super::{nftables, refused::Refused};
+use super::{
+    names::{DEVICES, SOURCE_TABLE},
+    refused::Refused,
+};
 use crate::{
     netlink::{Mac, format_mac},
     nft::{
-        Anew, Difference, Expression, Family, Hook, ListedTable, NftError, Statement, Table,
-        TableName, Transaction, difference,
-        expression::{and, any_of, concat, elements_of, meta, payload},
+        Anew, Difference, Expression, Hook, ListedTable, NftError, Statement, Table, Transaction,
+        difference,
+        expression::{and, concat, elements_of, meta, payload, set_of},
         run,
         statement::{accept, equal, jump, unequal},
     },
 };
 
-/// The table, in the family that sees the bridge's ports.
-pub const TABLE: TableName = TableName {
-    family: Family::Bridge,
-    name: nftables::TABLE,
-};
 /// The set of those who may send.
 const SET: &str = "sources";
 /// What an element of it is made of.
@@ -41,8 +39,6 @@ const LOCAL_HOOK: &str = "input";
 /// Before anything else of the bridge (`NF_BR_PRI_FIRST` is lower still; include/uapi/linux/
 /// netfilter_bridge.h has brouting at -300 for the like of this).
 const PRIORITY: i32 = -300;
-/// How containers' devices are called, see `container::devices`.
-pub(super) const DEVICES: [&str; 2] = ["onc-*", "onc_*"];
 /// The sender of an ARP probe: it has no address yet (RFC 5227, section 1.1).
 const PROBING: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
@@ -70,10 +66,14 @@ impl Source {
 /// # Errors
 /// [`NftError`]; the table is then what it was before.
 pub async fn reconcile(sources: &BTreeSet<Source>) -> Result<Vec<String>, NftError> {
-    let listed = run::list(TABLE).await?;
+    let listed = run::list(SOURCE_TABLE).await?;
     let difference = difference_to(sources, listed.as_ref());
     if !difference.transaction.is_empty() {
-        run::apply(&difference.transaction, &format!("change table {TABLE}")).await?;
+        run::apply(
+            &difference.transaction,
+            &format!("change table {SOURCE_TABLE}"),
+        )
+        .await?;
     }
     Ok(lines(&difference))
 }
@@ -85,8 +85,12 @@ pub async fn reconcile(sources: &BTreeSet<Source>) -> Result<Vec<String>, NftErr
 /// [`NftError`]; nothing has changed then.
 pub async fn allow(source: &Source) -> Result<(), NftError> {
     let mut transaction = Transaction::default();
-    transaction.add_elements(TABLE, SET, &source.elements());
-    run::apply(&transaction, &format!("add a source to table {TABLE}")).await
+    transaction.add_elements(SOURCE_TABLE, SET, &source.elements());
+    run::apply(
+        &transaction,
+        &format!("add a source to table {SOURCE_TABLE}"),
+    )
+    .await
 }
 
 /// Stops one sender; as [`allow`].
@@ -95,8 +99,12 @@ pub async fn allow(source: &Source) -> Result<(), NftError> {
 /// [`NftError`], also where it was not let through.
 pub async fn forbid(source: &Source) -> Result<(), NftError> {
     let mut transaction = Transaction::default();
-    transaction.remove_elements(TABLE, SET, &source.elements());
-    run::apply(&transaction, &format!("remove a source from table {TABLE}")).await
+    transaction.remove_elements(SOURCE_TABLE, SET, &source.elements());
+    run::apply(
+        &transaction,
+        &format!("remove a source from table {SOURCE_TABLE}"),
+    )
+    .await
 }
 
 /// Removes the table; done as well if it is not there.
@@ -104,8 +112,8 @@ pub async fn forbid(source: &Source) -> Result<(), NftError> {
 /// # Errors
 /// [`NftError`].
 pub async fn remove() -> Result<(), NftError> {
-    let transaction = Transaction::removal(TABLE);
-    run::apply(&transaction, &format!("remove table {TABLE}")).await
+    let transaction = Transaction::removal(SOURCE_TABLE);
+    run::apply(&transaction, &format!("remove table {SOURCE_TABLE}")).await
 }
 
 fn difference_to(sources: &BTreeSet<Source>, listed: Option<&ListedTable>) -> Difference {
@@ -118,13 +126,13 @@ fn difference_to(sources: &BTreeSet<Source>, listed: Option<&ListedTable>) -> Di
 fn lines(difference: &Difference) -> Vec<String> {
     let whole = match difference.anew {
         Anew::Nothing => None,
-        Anew::Rules => Some(format!("replace the rules of table {TABLE}")),
-        Anew::Table => Some(format!("replace table {TABLE}")),
+        Anew::Rules => Some(format!("replace the rules of table {SOURCE_TABLE}")),
+        Anew::Table => Some(format!("replace table {SOURCE_TABLE}")),
     };
     let removed = difference.removed.iter();
-    let removed = removed.map(|source| format!("remove source {source} from table {TABLE}"));
+    let removed = removed.map(|source| format!("remove source {source} from table {SOURCE_TABLE}"));
     let added = difference.added.iter();
-    let added = added.map(|source| format!("add source {source} to table {TABLE}"));
+    let added = added.map(|source| format!("add source {source} to table {SOURCE_TABLE}"));
     whole.into_iter().chain(removed).chain(added).collect()
 }
 
@@ -158,13 +166,13 @@ fn rules() -> Table {
         equal(payload("arp", "ptype"), "ip"),
         equal(payload("arp", "hlen"), 6_u16),
         equal(payload("arp", "plen"), 4_u16),
-        equal(payload("arp", "operation"), any_of(["request", "reply"])),
+        equal(payload("arp", "operation"), set_of(["request", "reply"])),
         // The frame's sender, and the one that its receivers will believe.
         known(payload("ether", "saddr"), payload("arp", "saddr ip")),
         known(payload("arp", "saddr ether"), payload("arp", "saddr ip")),
         accept(),
     ]);
-    let mut table = Table::new(TABLE.family, TABLE.name);
+    let mut table = Table::new(SOURCE_TABLE.family, SOURCE_TABLE.name);
     table.chain(CHAIN);
     for hook in [HOOK, LOCAL_HOOK] {
         table.base_chain(hook, Hook::filter(hook, PRIORITY));

@@ -5,11 +5,14 @@ use std::{fmt, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 
 use super::{
-    names::{DeviceNames, GROUP, OwnDevice},
+    names::{DeviceNames, GROUP, OwnDevice, TABLE},
     sysctl::{self, Setting},
     wanted::{OverlayFdb, OverlayNeighbour, OverlayRoute, WantedVxlan},
 };
-use crate::netlink::{Mac, format_mac};
+use crate::{
+    netlink::{Mac, format_mac},
+    nft::Transaction,
+};
 
 /// One change that brings the host nearer to the wanted overlay. [`Step::named`] displays it.
 ///
@@ -66,8 +69,8 @@ pub enum Step {
     DeleteProxy(Ipv4Addr),
     /// Answer for an address on the bridge.
     AddProxy(Ipv4Addr),
-    /// Replace the nftables table.
-    ReplaceTable,
+    /// Make the nftables table the wanted one.
+    ReplaceTable(Transaction),
 }
 
 impl Step {
@@ -187,7 +190,7 @@ impl fmt::Display for NamedStep<'_> {
             Step::AddProxy(address) => {
                 write!(f, "add proxy neighbour {address} dev {bridge}")
             }
-            Step::ReplaceTable => f.write_str("replace table inet oncache"),
+            Step::ReplaceTable(_) => write!(f, "replace table {TABLE}"),
         }
     }
 }

@@ -4,12 +4,15 @@ use std::fmt;
 
 use super::{
     conflicts::whose,
-    names::{DeviceNames, OwnDevice},
-    network_route, nftables,
+    names::{DeviceNames, OwnDevice, TABLE},
+    network_route,
     reconcile::{OverlayError, absent_is_done, one_line},
     sysctl::{Sysctls, TCP_BE_LIBERAL},
 };
-use crate::netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL, RouteFilter};
+use crate::{
+    netlink::{Netlink, NetlinkError, ROUTE_PROTOCOL, RouteFilter},
+    nft::{Transaction, run},
+};
 
 /// Something could not be removed; everything else was.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +43,10 @@ pub async fn teardown(
     if let Some(value) = tcp_be_liberal {
         errors.extend(restore(sysctls, value).err());
     }
-    errors.extend(nftables::remove_table().await.err().map(OverlayError::from));
+    let removal = Transaction::removal(TABLE);
+    let operation = format!("remove table {TABLE}");
+    let removed = run::apply(&removal, &operation).await;
+    errors.extend(removed.err().map(OverlayError::from));
     let route = network_route::remove(netlink).await;
     errors.extend(route.err().map(OverlayError::from));
     match netlink.links().await {

@@ -21,21 +21,16 @@
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
-use nftables::{
-    expr::{Expression, MetaKey, NamedExpression, Payload, PayloadBase, PayloadRaw},
-    schema::{Chain, Rule},
-    stmt::{Operator, Statement},
-    types::{NfChainType, NfHook},
-};
 
 use super::{
-    names::BRIDGE,
+    matches::{from_overlay, to_overlay},
+    names::{BRIDGE, DEVICES},
     refused::Refused,
-    ruleset::{
-        accept, and, chain, compare, field, from_overlay, goto, iifname, inner_chain, meta, one_of,
-        prefix, refuse, rule, text, to_overlay,
-    },
-    source_guard::DEVICES,
+};
+use crate::nft::{
+    Expression, Hook, Statement, Table,
+    expression::{and, any_of, meta, payload, raw_payload, set_of},
+    statement::{accept, equal, goto, unequal},
 };
 
 /// `NF_IP_PRI_RAW`: before conntrack, behind its putting together of fragments.
@@ -65,19 +60,6 @@ pub struct Tunnel {
     pub behind: Vec<Ipv4Net>,
 }
 
-/// The guard's chains.
-pub(super) fn chains() -> [Chain<'static>; 6] {
-    let filter = Some(NfChainType::Filter);
-    [
-        chain("arrival", filter, NfHook::Prerouting, EARLY),
-        chain("reception", filter, NfHook::Input, LATE),
-        chain("departure", filter, NfHook::Forward, LATE),
-        inner_chain(DECAPSULATED),
-        inner_chain(PAST_BRIDGE),
-        inner_chain(TO_TUNNEL),
-    ]
-}
-
 /// What has come out of the tunnel.
 const DECAPSULATED: &str = "decapsulated";
 /// What comes by a device that is called like a container's.
@@ -85,114 +67,77 @@ const PAST_BRIDGE: &str = "past-bridge";
 /// What is for the tunnel's port on this host.
 const TO_TUNNEL: &str = "to-tunnel";
 
-/// The guard's rules. The commonest packets come by the fewest rules: those of the tunnel, outside and inside.
-pub(super) fn rules(tunnel: &Tunnel) -> Vec<Rule<'static>> {
-    let to_port = || {
-        let port = Expression::Number(u32::from(tunnel.port));
-        compare(field("udp", "dport"), Operator::EQ, port)
-    };
+/// Adds the guard's chains and rules. The commonest packets come by the fewest rules: those of the tunnel, outside and
+/// inside.
+pub(super) fn add_to(table: &mut Table, tunnel: &Tunnel) {
+    table.base_chain("arrival", Hook::filter("prerouting", EARLY));
+    table.base_chain("reception", Hook::filter("input", LATE));
+    table.base_chain("departure", Hook::filter("forward", LATE));
+    for chain in [DECAPSULATED, PAST_BRIDGE, TO_TUNNEL] {
+        table.chain(chain);
+    }
+
+    let by = |device| equal(meta("iifname"), device);
+    table.rule("arrival", [from_overlay(), goto(DECAPSULATED)]);
+    table.rule("arrival", [by("onc*"), goto(PAST_BRIDGE)]);
+    table.rule(DECAPSULATED, [by(BRIDGE), accept()]);
+    let behind = Refused::Behind.name();
+    table.refusal(DECAPSULATED, [behind_no_peer(tunnel)], behind);
+    let past_bridge = Refused::PastBridge.name();
+    for devices in DEVICES {
+        table.refusal(PAST_BRIDGE, [by(devices)], past_bridge);
+    }
+
+    let to_port = || equal(payload("udp", "dport"), tunnel.port);
     let opaque = || {
-        let plain = one_of(
-            PLAIN
-                .map(text)
-                .into_iter()
-                .chain([Expression::Number(IGMP)]),
-        );
-        compare(meta(MetaKey::L4proto), Operator::NEQ, plain)
+        let plain = PLAIN.map(Expression::from).into_iter();
+        unequal(meta("l4proto"), set_of(plain.chain([IGMP.into()])))
     };
-    let fragment = compare(
-        and(field("ip", "frag-off"), Expression::Number(FRAGMENT)),
-        Operator::NEQ,
-        Expression::Number(0),
-    );
-    let mut rules = vec![
-        rule("arrival", vec![from_overlay(), goto(DECAPSULATED)]),
-        rule("arrival", vec![iifname("onc*"), goto(PAST_BRIDGE)]),
-        rule(DECAPSULATED, vec![iifname(BRIDGE), accept()]),
-        refuse(DECAPSULATED, vec![behind_no_peer(tunnel)], Refused::Behind),
-    ];
-    rules.extend(
-        DEVICES.map(|devices| refuse(PAST_BRIDGE, vec![iifname(devices)], Refused::PastBridge)),
-    );
-    rules.extend([
-        rule("reception", vec![to_port(), goto(TO_TUNNEL)]),
-        refuse(
-            "reception",
-            vec![from_overlay(), opaque()],
-            Refused::Encapsulation,
-        ),
-        refuse(TO_TUNNEL, vec![from_overlay()], Refused::TunnelPort),
-        refuse(TO_TUNNEL, no_peer(tunnel), Refused::NotPeer),
-        // First, since it is most of what is forwarded: within the overlay nothing is judged here.
-        rule("departure", vec![to_overlay(), accept()]),
-        refuse(
-            "departure",
-            vec![from_overlay(), to_port()],
-            Refused::TunnelPort,
-        ),
-        refuse(
-            "departure",
-            vec![from_overlay(), opaque()],
-            Refused::Encapsulation,
-        ),
-        refuse(
-            "departure",
-            vec![from_overlay(), fragment],
-            Refused::Fragment,
-        ),
-    ]);
-    rules
+    let tunnel_port = Refused::TunnelPort.name();
+    let encapsulation = Refused::Encapsulation.name();
+    table.rule("reception", [to_port(), goto(TO_TUNNEL)]);
+    table.refusal("reception", [from_overlay(), opaque()], encapsulation);
+    table.refusal(TO_TUNNEL, [from_overlay()], tunnel_port);
+    table.refusal(TO_TUNNEL, no_peer(tunnel), Refused::NotPeer.name());
+
+    // First, since it is most of what is forwarded: within the overlay nothing is judged here.
+    table.rule("departure", [to_overlay(), accept()]);
+    table.refusal("departure", [from_overlay(), to_port()], tunnel_port);
+    table.refusal("departure", [from_overlay(), opaque()], encapsulation);
+    let fragment = unequal(and(payload("ip", "frag-off"), FRAGMENT), 0_u32);
+    let reason = Refused::Fragment.name();
+    table.refusal("departure", [from_overlay(), fragment], reason);
 }
 
-/// What leaves the tunnel with the address of a container that is here, though the address is of a peer's subnet.
-pub(super) fn refuse_visitors(visitors: &[Ipv4Addr]) -> Option<Rule<'static>> {
-    let visitors: BTreeSet<_> = visitors.iter().collect();
-    let here = compare(
-        field("ip", "saddr"),
-        Operator::EQ,
-        any_of(visitors.into_iter().map(address))?,
-    );
-    Some(refuse(DECAPSULATED, vec![here], Refused::Behind))
+/// Refuses what leaves the tunnel with the address of a container that is here, though the address is of a peer's subnet.
+pub(super) fn refuse_visitors(table: &mut Table, visitors: &[Ipv4Addr]) {
+    let visitors: BTreeSet<_> = visitors.iter().copied().collect();
+    if let Some(visitors) = any_of(visitors) {
+        let here = equal(payload("ip", "saddr"), visitors);
+        table.refusal(DECAPSULATED, [here], Refused::Behind.name());
+    }
 }
 
 /// The source is nobody's behind the tunnel. By what is configured, not by the host's routes: its policy rules may
 /// lead its own packets elsewhere than those that it forwards, and `fib` asks as for its own
 /// (net/ipv4/netfilter/nft_fib_ipv4.c, `nft_fib4_eval`: `flowi4_iif`).
-fn behind_no_peer(tunnel: &Tunnel) -> Statement<'static> {
+fn behind_no_peer(tunnel: &Tunnel) -> Statement {
     // Those within others are left out: intervals of a set may not overlap.
-    let nets = Ipv4Net::aggregate(&tunnel.behind);
-    match any_of(nets.into_iter().map(prefix)) {
-        Some(nets) => compare(field("ip", "saddr"), Operator::NEQ, nets),
-        None => compare(meta(MetaKey::Nfproto), Operator::EQ, text("ipv4")),
+    match any_of(Ipv4Net::aggregate(&tunnel.behind)) {
+        Some(nets) => unequal(payload("ip", "saddr"), nets),
+        None => equal(meta("nfproto"), "ipv4"),
     }
 }
 
 /// Of this tunnel's VNI, and no peer's. Other VXLAN devices may share the port, and have other peers.
-fn no_peer(tunnel: &Tunnel) -> Vec<Statement<'static>> {
+fn no_peer(tunnel: &Tunnel) -> Vec<Statement> {
     // Behind the UDP header's 8 bytes and 4 of the VXLAN header (RFC 7348, section 5).
-    let vni = Expression::Named(NamedExpression::Payload(Payload::PayloadRaw(PayloadRaw {
-        base: PayloadBase::TH,
-        offset: 96,
-        len: 24,
-    })));
-    let mut matches = vec![compare(vni, Operator::EQ, Expression::Number(tunnel.vni))];
-    let peers: BTreeSet<_> = tunnel.peers.iter().collect();
+    let vni = raw_payload("th", 96, 24);
+    let mut matches = vec![equal(vni, tunnel.vni)];
+    let peers: BTreeSet<_> = tunnel.peers.iter().copied().collect();
     // Without peers every sender is none.
-    if let Some(peers) = any_of(peers.into_iter().map(address)) {
-        matches.push(compare(field("ip", "saddr"), Operator::NEQ, peers));
+    if let Some(peers) = any_of(peers) {
+        matches.push(unequal(payload("ip", "saddr"), peers));
     }
     matches
-}
-
-fn address(address: &Ipv4Addr) -> Expression<'static> {
-    Expression::String(address.to_string().into())
-}
-
-/// To be compared with: one is cheaper to compare than to look up, and there is no empty set.
-fn any_of(elements: impl Iterator<Item = Expression<'static>>) -> Option<Expression<'static>> {
-    let mut elements: Vec<_> = elements.collect();
-    match elements.len() {
-        0 | 1 => elements.pop(),
-        _ => Some(one_of(elements)),
-    }
 }

@@ -6,12 +6,14 @@ use ipnet::Ipv4Net;
 
 use super::{
     names::{DeviceNames, OwnDevice, gateway_mac, headroom_mac, vtep_mac},
-    nftables::{Marks, Tunnel, WantedTable},
+    ruleset::{self, Marks},
     sysctl::{self, Setting},
+    tunnel_guard::{self, Tunnel},
 };
 use crate::{
     config::{Config, Peer},
     netlink::{MAIN_TABLE, Mac, VxlanParameters},
+    nft::Table,
 };
 
 /// The VXLAN device.
@@ -96,7 +98,7 @@ pub struct WantedOverlay {
     /// The kernel settings.
     pub settings: Vec<Setting>,
     /// The nftables table.
-    pub table: WantedTable,
+    pub table: Table,
 }
 
 impl WantedOverlay {
@@ -154,7 +156,7 @@ impl WantedOverlay {
             fdb: config.peers.iter().map(forwarding).collect(),
             proxies: config.away().collect(),
             settings: sysctl::wanted(&names),
-            table: WantedTable::new(overlay.network, marks, &tunnel(config)),
+            table: ruleset::table(overlay.network, marks, &tunnel(config)),
             names,
         }
     }
@@ -175,7 +177,7 @@ impl WantedOverlay {
             table: MAIN_TABLE,
         });
         self.routes.extend(routes);
-        self.table = self.table.with_visitors(&visitors);
+        tunnel_guard::refuse_visitors(&mut self.table, &visitors);
         self
     }
 }

@@ -16,23 +16,27 @@
 //! In the hooks that judge (forward, input, output at a priority behind destination NAT and before
 //! source NAT) the packet's own header has the real addresses of both sides.
 
-use serde_json::{Value, json};
-
 use super::{
+    BRIDGE_TABLE, INET_TABLE,
     opener::{Sight, finding},
     order::{Local, Locals, Placed, addresses},
-    table::WantedTable,
 };
 use crate::{
     config::{Action, PortRange, Protocol, Rule},
     netlink::{Mac, format_mac},
-    overlay::names::{BRIDGE, GROUP},
+    nft::{
+        Expression, Hook, Statement, Table,
+        expression::{concat, ct_of, meta, payload, range, set_of},
+        statement::{accept, count_in, drop, equal, go_back, goto, unequal},
+    },
+    overlay::{
+        matches::{from_overlay, to_overlay},
+        names::{BRIDGE, DEVICES},
+    },
 };
 
 /// Behind `filter` (0), before the est mark (100): what is denied is not learned from.
 const PRIORITY: i32 = 20;
-/// How containers' devices are called, see `container::devices`.
-const DEVICES: [&str; 2] = ["onc-*", "onc_*"];
 /// Counts frames between containers of one host that rules can't judge.
 pub const UNJUDGED: &str = "unjudged";
 
@@ -59,11 +63,11 @@ pub struct Bridging {
 /// Both tables for `rules`; where a container is named that is not among `locals`, the rule is left
 /// out. Without rules the tables only remember who opens flows.
 #[must_use]
-pub fn compile(rules: &[Placed], locals: &Locals, bridging: Bridging) -> [WantedTable; 2] {
-    let mut inet = WantedTable::new("inet");
-    inet.base_chain("forward", PRIORITY);
-    inet.base_chain("input", PRIORITY);
-    inet.base_chain("output", PRIORITY);
+pub fn compile(rules: &[Placed], locals: &Locals, bridging: Bridging) -> [Table; 2] {
+    let mut inet = Table::new(INET_TABLE.family, INET_TABLE.name);
+    for hook in ["forward", "input", "output"] {
+        inet.base_chain(hook, Hook::filter(hook, PRIORITY));
+    }
     let some = !rules.is_empty();
     let sight = Sight {
         conntrack: true,
@@ -72,40 +76,33 @@ pub fn compile(rules: &[Placed], locals: &Locals, bridging: Bridging) -> [Wanted
     };
     finding(&mut inet, sight, Some((BRIDGE, &format_mac(bridging.mac))));
     judging(&mut inet, rules, locals, sight);
-    let judge = || json!({ "goto": { "target": "judge" } });
-    let ours = |key: &str| equal(&meta(key), &json!(GROUP));
-    for (chain, key) in [
-        ("forward", "iifgroup"),
-        ("forward", "oifgroup"),
-        ("input", "iifgroup"),
-        ("output", "oifgroup"),
+    for (chain, ours) in [
+        ("forward", from_overlay()),
+        ("forward", to_overlay()),
+        ("input", from_overlay()),
+        ("output", to_overlay()),
     ] {
-        inet.rule(chain, &[ours(key), judge()]);
+        inet.rule(chain, [ours, goto("judge")]);
     }
 
-    let mut bridge = WantedTable::new("bridge");
-    bridge.base_chain("forward", PRIORITY);
+    let mut bridge = Table::new(BRIDGE_TABLE.family, BRIDGE_TABLE.name);
+    bridge.base_chain("forward", Hook::filter("forward", PRIORITY));
     bridge.chain("ports");
     for key in ["iifname", "oifname"] {
         for devices in DEVICES {
-            let ports = json!({ "goto": { "target": "ports" } });
-            bridge.rule("forward", &[equal(&meta(key), &json!(devices)), ports]);
+            bridge.rule("forward", [equal(meta(key), devices), goto("ports")]);
         }
     }
     bridge.counter(UNJUDGED);
-    let ether_type = payload("ether", "type");
-    let accept = json!({ "accept": null });
-    bridge.rule(
-        "ports",
-        &[equal(&ether_type, &json!("arp")), accept.clone()],
-    );
+    let ether_type = || payload("ether", "type");
+    bridge.rule("ports", [equal(ether_type(), "arp"), accept()]);
     if rules
         .iter()
         .any(|placed| placed.rule.action == Action::Deny)
     {
         refuse_unjudged(&mut bridge, locals);
     } else {
-        bridge.rule("ports", &[unequal(&ether_type, &json!("ip")), accept]);
+        bridge.rule("ports", [unequal(ether_type(), "ip"), accept()]);
     }
     let sight = Sight {
         // Without a rule conntrack would be paid for by every bridge of the host.
@@ -115,36 +112,32 @@ pub fn compile(rules: &[Placed], locals: &Locals, bridging: Bridging) -> [Wanted
     };
     finding(&mut bridge, sight, None);
     judging(&mut bridge, rules, locals, sight);
-    bridge.rule("ports", &[judge()]);
+    bridge.rule("ports", [goto("judge")]);
     [inet, bridge]
 }
 
 /// Drops what could get round the rules between containers of one host: frames that are not plain
 /// IPv4, and IPv4 packets to another address than the container's that gets them (broadcast,
 /// multicast, addresses that nobody gave it).
-fn refuse_unjudged(bridge: &mut WantedTable, locals: &Locals) {
-    let refused = || [json!({ "counter": UNJUDGED }), json!({ "drop": null })];
-    let [counter, drop] = refused();
-    let other = unequal(&payload("ether", "type"), &json!("ip"));
-    bridge.rule("ports", &[other, counter, drop]);
-    let pairs: Vec<Value> = locals
-        .values()
-        .map(|Local { ip, device }| json!({ "concat": [device, ip.to_string()] }))
-        .collect();
-    if pairs.is_empty() {
+fn refuse_unjudged(bridge: &mut Table, locals: &Locals) {
+    let other = unequal(payload("ether", "type"), "ip");
+    bridge.rule("ports", [other, count_in(UNJUDGED), drop()]);
+    if locals.is_empty() {
         return;
     }
-    let reached = json!({ "concat": [meta("oifname"), payload("ip", "daddr")] });
+    let locals = locals.values();
+    let pairs = locals.map(|Local { ip, device }| concat([device.clone(), ip.to_string()]));
+    let pairs = set_of(pairs);
     for devices in DEVICES {
-        let container = equal(&meta("oifname"), &json!(devices));
-        let astray = unequal(&reached, &json!({ "set": pairs }));
-        let [counter, drop] = refused();
-        bridge.rule("ports", &[container, astray, counter, drop]);
+        let container = equal(meta("oifname"), devices);
+        let reached = concat([meta("oifname"), payload("ip", "daddr")]);
+        let astray = unequal(reached, pairs.clone());
+        bridge.rule("ports", [container, astray, count_in(UNJUDGED), drop()]);
     }
 }
 
 /// The rules in their chains.
-fn judging(table: &mut WantedTable, rules: &[Placed], locals: &Locals, sight: Sight) {
+fn judging(table: &mut Table, rules: &[Placed], locals: &Locals, sight: Sight) {
     for view in VIEWS {
         table.chain(view.chain());
     }
@@ -156,13 +149,13 @@ fn judging(table: &mut WantedTable, rules: &[Placed], locals: &Locals, sight: Si
                 continue;
             }
             if let Some(mut statements) = matches(rule, view, locals) {
-                statements.push(json!({ "counter": counter }));
+                statements.push(count_in(counter));
                 statements.push(match rule.action {
                     // To the next chain that has to allow it, or past the rest of this hook's.
-                    Action::Allow => json!({ "return": null }),
-                    Action::Deny => json!({ "drop": null }),
+                    Action::Allow => go_back(),
+                    Action::Deny => drop(),
                 });
-                table.rule(view.chain(), &statements);
+                table.rule(view.chain(), statements);
             }
         }
     }
@@ -199,36 +192,34 @@ impl View {
     }
 
     /// The address of the side that opened the flow.
-    fn from(self) -> Value {
+    fn from(self) -> Expression {
         match self {
             Self::Forwards => payload("ip", "saddr"),
             Self::Backwards => payload("ip", "daddr"),
-            Self::Errors => json!({ "ct": { "key": "ip saddr", "dir": "original" } }),
-            Self::ErrorsBack => json!({ "ct": { "key": "ip saddr", "dir": "reply" } }),
+            Self::Errors => ct_of("original", "ip saddr"),
+            Self::ErrorsBack => ct_of("reply", "ip saddr"),
         }
     }
 
     /// The address of the other side: the one that answers come from.
-    fn to(self) -> Value {
+    fn to(self) -> Expression {
         match self {
             Self::Forwards => payload("ip", "daddr"),
             Self::Backwards => payload("ip", "saddr"),
-            Self::Errors => json!({ "ct": { "key": "ip saddr", "dir": "reply" } }),
-            Self::ErrorsBack => json!({ "ct": { "key": "ip saddr", "dir": "original" } }),
+            Self::Errors => ct_of("reply", "ip saddr"),
+            Self::ErrorsBack => ct_of("original", "ip saddr"),
         }
     }
 
-    fn protocol(self, protocol: Protocol) -> Value {
+    fn protocol(self, protocol: Protocol) -> Statement {
         let key = match self {
             Self::Forwards | Self::Backwards => meta("l4proto"),
-            Self::Errors | Self::ErrorsBack => {
-                json!({ "ct": { "key": "protocol", "dir": "original" } })
-            }
+            Self::Errors | Self::ErrorsBack => ct_of("original", "protocol"),
         };
-        equal(&key, &json!(protocol.name()))
+        equal(key, protocol.name())
     }
 
-    fn port(self, protocol: Protocol) -> Value {
+    fn port(self, protocol: Protocol) -> Expression {
         let field = match self {
             Self::Backwards => "sport",
             Self::Forwards | Self::Errors | Self::ErrorsBack => "dport",
@@ -238,17 +229,11 @@ impl View {
 }
 
 /// What a packet has to be like for `rule` to decide about it; none where it never does.
-fn matches(rule: &Rule, view: View, locals: &Locals) -> Option<Vec<Value>> {
+fn matches(rule: &Rule, view: View, locals: &Locals) -> Option<Vec<Statement>> {
     let mut statements = Vec::new();
     for (party, address) in [(&rule.from, view.from()), (&rule.to, view.to())] {
         if let Some(party) = party {
-            let net = addresses(party, locals)?;
-            let net = if net.prefix_len() == 32 {
-                json!(net.network().to_string())
-            } else {
-                json!({ "prefix": { "addr": net.network().to_string(), "len": net.prefix_len() } })
-            };
-            statements.push(equal(&address, &net));
+            statements.push(equal(address, addresses(party, locals)?));
         }
     }
     match (view, rule.protocol) {
@@ -258,7 +243,7 @@ fn matches(rule: &Rule, view: View, locals: &Locals) -> Option<Vec<Value>> {
             return None;
         }
         (View::Forwards | View::Backwards, Some(protocol)) if !rule.ports.is_empty() => {
-            statements.push(equal(&view.port(protocol), &port_set(&rule.ports)));
+            statements.push(equal(view.port(protocol), port_set(&rule.ports)));
         }
         (_, Some(protocol)) => statements.push(view.protocol(protocol)),
         (_, None) => {}
@@ -267,7 +252,7 @@ fn matches(rule: &Rule, view: View, locals: &Locals) -> Option<Vec<Value>> {
 }
 
 /// Ports as an anonymous set, which nft refuses if ranges overlap; one alone needs no set.
-fn port_set(ports: &[PortRange]) -> Value {
+fn port_set(ports: &[PortRange]) -> Expression {
     let mut sorted = ports.to_vec();
     sorted.sort();
     let mut merged: Vec<(u16, u16)> = Vec::new();
@@ -279,31 +264,15 @@ fn port_set(ports: &[PortRange]) -> Value {
             _ => merged.push((range.first(), range.last())),
         }
     }
-    let mut elements: Vec<Value> = merged
+    let mut elements: Vec<Expression> = merged
         .into_iter()
         .map(|(first, last)| match first == last {
-            true => json!(first),
-            false => json!({ "range": [first, last] }),
+            true => first.into(),
+            false => range(first, last),
         })
         .collect();
     match elements.len() {
         1 => elements.remove(0),
-        _ => json!({ "set": elements }),
+        _ => set_of(elements),
     }
-}
-
-pub(super) fn equal(left: &Value, right: &Value) -> Value {
-    json!({ "match": { "op": "==", "left": left, "right": right } })
-}
-
-pub(super) fn unequal(left: &Value, right: &Value) -> Value {
-    json!({ "match": { "op": "!=", "left": left, "right": right } })
-}
-
-pub(super) fn meta(key: &str) -> Value {
-    json!({ "meta": { "key": key } })
-}
-
-pub(super) fn payload(protocol: &str, field: &str) -> Value {
-    json!({ "payload": { "protocol": protocol, "field": field } })
 }

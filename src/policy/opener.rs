@@ -15,13 +15,17 @@
 
 use std::net::Ipv4Addr;
 
-use serde_json::{Value, json};
-
-use super::{
-    compile::{equal, meta, payload, unequal},
-    table::{TABLE, WantedTable},
+use super::TABLE;
+use crate::{
+    netlink::{NetlinkError, forget_flows},
+    nft::{
+        Expression, Family, Statement, Table,
+        expression::{and, concat, ct, elements_of, flags, meta, payload, set_of},
+        statement::{
+            add_to, assign, choose, equal, go_back, goto, has, jump, lacks, renew_in, unequal,
+        },
+    },
 };
-use crate::netlink::{NetlinkError, forget_flows};
 
 /// Bits of conntrack's label (include/net/netfilter/nf_conntrack_labels.h; 128 of them): the sender
 /// of the entry's original direction opened the flow, or the other side did. Labels, not the mark:
@@ -93,7 +97,7 @@ pub(super) struct Sight {
 
 impl Kind {
     /// The flow with the packet's sender as its opener, or with its receiver.
-    fn key(&self, by_sender: bool) -> Value {
+    fn key(&self, by_sender: bool) -> Expression {
         let ends = |source: &str, destination: &str, header: &str| match by_sender {
             true => [payload(header, source), payload(header, destination)],
             false => [payload(header, destination), payload(header, source)],
@@ -103,29 +107,24 @@ impl Kind {
         if self.types.len() > 3 {
             parts.extend(ends("sport", "dport", "th"));
         }
-        json!({ "concat": parts })
+        concat(parts)
     }
 
-    fn known(&self, by_sender: bool, set: &str) -> Value {
-        equal(&self.key(by_sender), &json!(format!("@{set}")))
+    fn known(&self, by_sender: bool, set: &str) -> Statement {
+        equal(self.key(by_sender), elements_of(set))
     }
 
-    fn remember(&self, operation: &str, by_sender: bool, set: &str, seconds: u32) -> Value {
-        let element = json!({ "elem": { "val": self.key(by_sender), "timeout": seconds } });
-        json!({ "set": { "op": operation, "elem": element, "set": format!("@{set}") } })
-    }
-
-    fn chains(&self, table: &mut WantedTable, sight: Sight) {
-        table.set(self.openers, self.types, Some(SILENCE), Some(SIZE));
+    fn chains(&self, table: &mut Table, sight: Sight) {
+        table.memory(self.openers, self.types, Some(SILENCE), Some(SIZE));
         if sight.unwatched {
-            table.set(self.guessed, self.types, Some(SILENCE), Some(SIZE));
+            table.memory(self.guessed, self.types, Some(SILENCE), Some(SIZE));
         }
         for chain in [self.chain, self.sent, self.answered] {
             table.chain(chain);
         }
         let known = |by_sender| self.known(by_sender, self.openers);
-        table.rule(self.chain, &[known(false), goto(self.answered)]);
-        table.rule(self.chain, &[known(true), goto(self.sent)]);
+        table.rule(self.chain, [known(false), goto(self.answered)]);
+        table.rule(self.chain, [known(true), goto(self.sent)]);
         if sight.conntrack {
             self.by_label(table);
         }
@@ -133,15 +132,15 @@ impl Kind {
             self.by_guess(table, sight);
         }
         // A new flow. It is remembered if it passes.
-        table.rule(self.chain, &[jump("forwards")]);
-        let mut remember = vec![self.remember("add", true, self.openers, UNANSWERED)];
+        table.rule(self.chain, [jump("forwards")]);
+        let mut remember = vec![add_to(self.openers, self.key(true), UNANSWERED)];
         if sight.conntrack {
             remember.push(label(ORIGINAL_OPENED));
         }
-        remember.push(json!({ "return": null }));
-        table.rule(self.chain, &remember);
+        remember.push(go_back());
+        table.rule(self.chain, remember);
         // No room: what can't be remembered can't be known later.
-        table.rule(self.chain, &[goto("either")]);
+        table.rule(self.chain, [goto("either")]);
 
         for (chain, by_sender, bit, rules) in [
             (self.sent, true, ORIGINAL_OPENED, "forwards"),
@@ -149,44 +148,43 @@ impl Kind {
         ] {
             if !by_sender {
                 // Both sides at once, by some chance: neither.
-                table.rule(chain, &[known(true), goto("either")]);
+                table.rule(chain, [known(true), goto("either")]);
             }
             if sight.conntrack {
-                table.rule(chain, &[state("new"), label(bit)]);
+                table.rule(chain, [state("new"), label(bit)]);
             }
-            let again = self.remember("update", by_sender, self.openers, SILENCE);
-            table.rule(chain, &[again]);
-            table.rule(chain, &[goto(rules)]);
+            let again = renew_in(self.openers, self.key(by_sender), SILENCE);
+            table.rule(chain, [again]);
+            table.rule(chain, [goto(rules)]);
         }
     }
 
     /// What is not in the set, but in conntrack.
-    fn by_label(&self, table: &mut WantedTable) {
+    fn by_label(&self, table: &mut Table) {
         for (bit, original, reply) in [
             (ORIGINAL_OPENED, self.sent, self.answered),
             (REPLY_OPENED, self.answered, self.sent),
         ] {
-            table.rule(self.chain, &[labelled(bit), by_direction(original, reply)]);
+            table.rule(self.chain, [labelled(bit), by_direction(original, reply)]);
         }
-        let confirmed = json!({ "ct": { "key": "status" } });
-        let confirmed = json!({ "match": { "op": "in", "left": confirmed, "right": "confirmed" } });
-        table.rule(self.chain, &[confirmed, goto("either")]);
+        let confirmed = has(ct("status"), "confirmed");
+        table.rule(self.chain, [confirmed, goto("either")]);
     }
 
     /// What may have begun before the set, where nothing else can know of it.
-    fn by_guess(&self, table: &mut WantedTable, sight: Sight) {
+    fn by_guess(&self, table: &mut Table, sight: Sight) {
         for by_sender in [true, false] {
             let guessed = self.known(by_sender, self.guessed);
-            let again = self.remember("update", by_sender, self.guessed, SILENCE);
-            table.rule(self.chain, &[guessed, again, goto("either")]);
+            let again = renew_in(self.guessed, self.key(by_sender), SILENCE);
+            table.rule(self.chain, [guessed, again, goto("either")]);
         }
         if sight.conntrack {
             return;
         }
-        let young = equal(&meta("protocol"), &json!(format!("@{YOUNG}")));
-        let guess = self.remember("add", true, self.guessed, UNANSWERED);
-        table.rule(self.chain, &[young.clone(), guess, goto("either")]);
-        table.rule(self.chain, &[young, goto("either")]);
+        let young = equal(meta("protocol"), elements_of(YOUNG));
+        let guess = add_to(self.guessed, self.key(true), UNANSWERED);
+        table.rule(self.chain, [young.clone(), guess, goto("either")]);
+        table.rule(self.chain, [young, goto("either")]);
     }
 }
 
@@ -197,47 +195,45 @@ impl Kind {
 pub async fn forget_openers(address: Ipv4Addr) -> Result<(), NetlinkError> {
     let openers = KINDS.map(|kind| kind.openers);
     let guessed = KINDS.map(|kind| kind.guessed);
-    forget_flows("inet", TABLE, openers.to_vec(), address).await?;
+    forget_flows(Family::Inet.name(), TABLE, openers.to_vec(), address).await?;
     let both = [openers, guessed].concat();
-    forget_flows("bridge", TABLE, both, address).await?;
+    forget_flows(Family::Bridge.name(), TABLE, both, address).await?;
     Ok(())
 }
 
 /// The chain `judge` and those that find the opener. `bridge` is the bridge's own address: a frame
 /// to another one that comes from the bridge and goes to it is bridged, and the bridge family's table
 /// knows its opener, which sees bridged packets at all times.
-pub(super) fn finding(table: &mut WantedTable, sight: Sight, bridge: Option<(&str, &str)>) {
+pub(super) fn finding(table: &mut Table, sight: Sight, bridge: Option<(&str, &str)>) {
     for chain in ["judge", "tcp", "icmp", "either"] {
         table.chain(chain);
     }
     if sight.unwatched {
-        table.set(YOUNG, &["ether_type"], None, None);
+        table.memory(YOUNG, &["ether_type"], None, None);
     }
     if sight.conntrack && sight.rules {
         table.rule(
             "judge",
-            &[states(&["invalid", "untracked"]), goto("either")],
+            [
+                has(ct("state"), flags(["invalid", "untracked"])),
+                goto("either"),
+            ],
         );
     }
-    let protocol = |name: &str| equal(&meta("l4proto"), &json!(name));
+    let protocol = |name: &str| equal(meta("l4proto"), name);
     for chain in ["tcp", "icmp"] {
-        table.rule("judge", &[protocol(chain), goto(chain)]);
+        table.rule("judge", [protocol(chain), goto(chain)]);
     }
     if let Some((device, mac)) = bridge {
-        let by = |key: &str| equal(&meta(key), &json!(device));
-        let bridged = unequal(&payload("ether", "daddr"), &json!(mac));
-        let skip = [
-            by("iifname"),
-            by("oifname"),
-            bridged,
-            json!({ "return": null }),
-        ];
-        table.rule("judge", &skip);
+        let by = |key: &str| equal(meta(key), device);
+        let bridged = unequal(payload("ether", "daddr"), mac);
+        let skip = [by("iifname"), by("oifname"), bridged, go_back()];
+        table.rule("judge", skip);
     }
     let [ported, bare] = KINDS;
-    let ports = equal(&meta("l4proto"), &json!({ "set": PORTED }));
-    table.rule("judge", &[ports, goto(ported.chain)]);
-    table.rule("judge", &[goto(bare.chain)]);
+    let ports = equal(meta("l4proto"), set_of(PORTED));
+    table.rule("judge", [ports, goto(ported.chain)]);
+    table.rule("judge", [goto(bare.chain)]);
     ported.chains(table, sight);
     bare.chains(table, sight);
     if sight.conntrack {
@@ -246,76 +242,58 @@ pub(super) fn finding(table: &mut WantedTable, sight: Sight, bridge: Option<(&st
     }
     if sight.rules {
         for chain in ["forwards", "backwards"] {
-            table.rule("either", &[jump(chain)]);
+            table.rule("either", [jump(chain)]);
         }
     }
 }
 
 /// Only a SYN says who opens. An entry that was there before it is about something else.
-fn tcp(table: &mut WantedTable, sight: Sight) {
-    let flags = json!({ "&": [payload("tcp", "flags"), ["fin", "syn", "rst", "ack"]] });
-    let unconfirmed = json!({ "ct": { "key": "status" } });
-    let unconfirmed = json!({ "match": { "op": "!", "left": unconfirmed, "right": "confirmed" } });
+fn tcp(table: &mut Table, sight: Sight) {
+    let opening = and(payload("tcp", "flags"), flags(["fin", "syn", "rst", "ack"]));
     let opens = [
-        equal(&flags, &json!("syn")),
+        equal(opening, "syn"),
         state("new"),
-        unconfirmed,
+        lacks(ct("status"), "confirmed"),
         label(ORIGINAL_OPENED),
     ];
-    table.rule("tcp", &opens);
+    table.rule("tcp", opens);
     if sight.rules {
         let direction = by_direction("forwards", "backwards");
-        table.rule("tcp", &[labelled(ORIGINAL_OPENED), direction]);
-        table.rule("tcp", &[goto("either")]);
+        table.rule("tcp", [labelled(ORIGINAL_OPENED), direction]);
+        table.rule("tcp", [goto("either")]);
     }
 }
 
 /// Conntrack begins an entry by requests only (net/netfilter/nf_conntrack_proto_icmp.c,
 /// `nf_conntrack_icmp_packet`). An error comes with the entry of the flow that it is about.
-fn icmp(table: &mut WantedTable, sight: Sight) {
-    table.rule("icmp", &[state("new"), label(ORIGINAL_OPENED)]);
+fn icmp(table: &mut Table, sight: Sight) {
+    table.rule("icmp", [state("new"), label(ORIGINAL_OPENED)]);
     if !sight.rules {
         return;
     }
     for (bit, chain) in [(ORIGINAL_OPENED, "errors"), (REPLY_OPENED, "errors-back")] {
-        table.rule("icmp", &[state("related"), labelled(bit), goto(chain)]);
+        table.rule("icmp", [state("related"), labelled(bit), goto(chain)]);
     }
-    table.rule("icmp", &[state("related"), jump("errors")]);
-    table.rule("icmp", &[state("related"), goto("errors-back")]);
-    table.rule("icmp", &[by_direction("forwards", "backwards")]);
+    table.rule("icmp", [state("related"), jump("errors")]);
+    table.rule("icmp", [state("related"), goto("errors-back")]);
+    table.rule("icmp", [by_direction("forwards", "backwards")]);
 }
 
-fn goto(chain: &str) -> Value {
-    json!({ "goto": { "target": chain } })
+fn state(name: &str) -> Statement {
+    has(ct("state"), flags([name]))
 }
 
-fn jump(chain: &str) -> Value {
-    json!({ "jump": { "target": chain } })
+fn label(bit: u32) -> Statement {
+    assign(ct("label"), bit)
 }
 
-fn state(name: &str) -> Value {
-    states(&[name])
+fn labelled(bit: u32) -> Statement {
+    has(ct("label"), bit)
 }
 
-fn states(names: &[&str]) -> Value {
-    let state = json!({ "ct": { "key": "state" } });
-    json!({ "match": { "op": "in", "left": state, "right": names } })
-}
-
-fn label(bit: u32) -> Value {
-    json!({ "mangle": { "key": { "ct": { "key": "label" } }, "value": bit } })
-}
-
-fn labelled(bit: u32) -> Value {
-    let label = json!({ "ct": { "key": "label" } });
-    json!({ "match": { "op": "in", "left": label, "right": bit } })
-}
-
-fn by_direction(original: &str, reply: &str) -> Value {
-    let direction = json!({ "ct": { "key": "direction" } });
-    let chains = [
-        json!(["original", goto(original)]),
-        json!(["reply", goto(reply)]),
-    ];
-    json!({ "vmap": { "key": direction, "data": { "set": chains } } })
+fn by_direction(original: &str, reply: &str) -> Statement {
+    choose(
+        ct("direction"),
+        [("original", goto(original)), ("reply", goto(reply))],
+    )
 }

@@ -15,10 +15,10 @@ use super::{
     compile::{Bridging, SameHost, compile},
     opener::YOUNG,
     order::{Local, Locals, effective},
-    table::WantedTable,
 };
 use crate::{
     config::{Action, Party, PortRange, Protocol, Rule},
+    nft::Table,
     overlay::names::GROUP,
 };
 
@@ -198,7 +198,7 @@ struct Memory {
 
 /// The compiled rules, run as nft(8) says.
 struct Machine<'t> {
-    table: &'t WantedTable,
+    table: &'t Table,
     packet: Packet,
     iifname: &'t str,
     oifname: &'t str,
@@ -206,7 +206,7 @@ struct Machine<'t> {
 }
 
 impl<'t> Machine<'t> {
-    fn new(table: &'t WantedTable, packet: Packet, iifname: &'t str, oifname: &'t str) -> Self {
+    fn new(table: &'t Table, packet: Packet, iifname: &'t str, oifname: &'t str) -> Self {
         let label = match packet.opener {
             Opener::Original => Some(118),
             Opener::Reply => Some(119),
@@ -234,10 +234,10 @@ impl<'t> Machine<'t> {
 
 impl Machine<'_> {
     fn run(&self, chain: &str) -> Verdict {
-        for rule in self.table.rules().filter(|rule| rule["chain"] == chain) {
+        for rule in self.table.rules().iter().filter(|rule| rule.chain == chain) {
             let mut verdict = Verdict::Continue;
-            for statement in rule["expr"].as_array().unwrap() {
-                let (kind, body) = statement.as_object().unwrap().iter().next().unwrap();
+            for statement in &rule.statements {
+                let (kind, body) = statement.json().as_object().unwrap().iter().next().unwrap();
                 verdict = match kind.as_str() {
                     "match" if self.matches(body) => continue,
                     "match" => {

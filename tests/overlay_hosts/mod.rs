@@ -7,8 +7,8 @@ use oncache::{
     config::{Attach, Cache, Config, Containers, MarkMask, Node, Overlay, Peer},
     netlink::{Netlink, PairEnd, PairKind},
     overlay::{
-        nftables::Marks,
         reconcile::{ReconcileErrors, reconcile},
+        ruleset::Marks,
         step::Step,
         sysctl::Sysctls,
         wanted::WantedOverlay,

@@ -67,7 +67,7 @@ fn settled(wanted: &WantedOverlay) -> Observed {
             .map(|setting| (setting.key.clone(), setting.value.clone()))
             .collect(),
         ipv6: true,
-        table: Some(wanted.table.fingerprint()),
+        table: Some(ListedTable::of_wanted(&wanted.table)),
     }
 }
 
@@ -293,7 +293,7 @@ fn each_changed_entry_is_one_step() {
     assert_eq!(
         mend(|host| {
             let table = host.table.as_mut().expect("a table");
-            table.rules[0].1 = "oncache:other".into();
+            table.rules[0].comment = "oncache:other".into();
         }),
         ["replace table inet oncache"]
     );

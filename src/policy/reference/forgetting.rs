@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::nft::Family;
 
 /// What happens next to the flow, whose ends are the containers one and two.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +28,7 @@ struct Entry {
 
 /// The kernel's side.
 struct World<'w> {
-    tables: &'w [WantedTable],
+    tables: &'w [Table],
     watched: bool,
     rules: usize,
     entry: Option<Entry>,
@@ -55,10 +56,10 @@ impl World<'_> {
             opener: Opener::Unknown,
         };
         let table = &self.tables[self.rules];
-        let ends = match table.family() {
-            "bridge" if header.destination.octets()[3] == 1 => ("onc-c2", "onc-c1"),
-            "bridge" => ("onc-c1", "onc-c2"),
-            _ => ("oncache0", "oncache-vx0"),
+        let ends = match table.name().family {
+            Family::Bridge if header.destination.octets()[3] == 1 => ("onc-c2", "onc-c1"),
+            Family::Bridge => ("onc-c1", "onc-c2"),
+            Family::Inet => ("oncache0", "oncache-vx0"),
         };
         let machine = Machine::new(table, packet, ends.0, ends.1);
         *machine.memory.borrow_mut() = Memory {
@@ -131,7 +132,7 @@ proptest! {
         let watched = !matches!(place, Where::BridgeWithout);
         // TCP is judged where conntrack is.
         let tcp = tcp && watched;
-        let tables: Vec<WantedTable> = rules
+        let tables: Vec<Table> = rules
             .iter()
             .map(|rules| {
                 let [inet, bridge] = compile(&effective(rules, &[]), &locals, bridging(same_host));
