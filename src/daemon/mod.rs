@@ -5,21 +5,21 @@
 //! kernel and raises the epoch at once. Neither is in the data path: what the daemon has set up goes
 //! on without it.
 
-mod containers;
+mod clsact;
+mod dispatch;
 mod fast_path;
-mod hindrances;
-mod invalidation;
+mod host;
 mod lock;
+mod network;
 mod node;
 mod own_tables;
 mod policy;
 mod ports;
 pub mod preflight;
-mod reload;
-mod report;
+mod record;
 mod signals;
+mod slow_path;
 pub mod teardown;
-mod watcher;
 
 use std::{
     io,
@@ -36,15 +36,21 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 pub use lock::{Lock, LockError, until_free};
-pub use node::Node;
 
 use self::{
-    invalidation::Invalidator,
+    host::Host,
+    network::Network,
+    node::Node,
     own_tables::OwnTables,
+    record::Record,
     signals::{Asked, Signals},
-    watcher::News,
+    slow_path::SlowPath,
 };
 use crate::{
+    coherence::{
+        Coherence,
+        watcher::{self, News, WatcherError},
+    },
     config::{self, Chosen, Config, ConfigErrors, ConfigFile},
     container::{
         AddressError, ContainerError,
@@ -150,12 +156,9 @@ pub enum DaemonError {
     /// Paths of network namespaces.
     #[error(transparent)]
     MountNamespace(#[from] MountNamespaceError),
-    /// No thread to watch the kernel.
-    #[error("watch the kernel: {0}")]
-    Watcher(io::Error),
-    /// Changes would not be noticed any more.
-    #[error("the thread that watches the kernel has ended; start the daemon again and report this")]
-    Deaf,
+    /// The thread that watches the kernel.
+    #[error(transparent)]
+    Watcher(#[from] WatcherError),
     /// A container's address that the configuration does not leave to it.
     #[error("container {name}: {reason}; delete the container first")]
     AddressInUse {
@@ -226,18 +229,15 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
     let lock = Lock::take()?;
     server::check(&paths.socket).await?;
     // Before the first look at the host, so that no change falls between the two.
-    let invalidator = Invalidator::default();
+    let coherence = Coherence::default();
     let own_tables = OwnTables::default();
-    let news = watcher::spawn(invalidator.clone(), own_tables.clone())?;
+    let news = watcher::spawn(coherence.clone(), own_tables.clone())?;
     let mut node = Node::new(
-        netlink,
-        store,
-        file,
-        config,
-        invalidator,
-        own_tables,
-        netkit,
-    )?;
+        Host::new(netlink, netkit),
+        Network::new(file, config, Record::open(store)?),
+        SlowPath::new(own_tables),
+        coherence,
+    );
     node.refuse_obstacles().await?;
     for message in lacking {
         warn!("{message}");
@@ -295,7 +295,7 @@ async fn serve_node(
                 Asked::Reload => reload(node, paths).await,
             },
             heard = news.recv() => {
-                heard.ok_or(DaemonError::Deaf)??;
+                heard.ok_or(WatcherError::Ended)??;
                 node.heed_failure();
                 settled.get_or_insert_with(|| Instant::now() + SETTLE);
             }
@@ -303,17 +303,11 @@ async fn serve_node(
                 Some(request) if request.is_abandoned() => {
                     debug!("control socket: a caller has gone before its request was begun");
                 }
-                Some(Request::Down(answer)) => {
-                    // Whatever came of it, the node is taken apart: a second `oncache down` goes on
-                    // from the state file.
-                    let outcome = node.down().await.map_err(report::failed);
-                    // The asker may be gone; the work is done all the same.
-                    let _ = answer.send(outcome);
+                Some(request) => if dispatch::answer(node, request).await.is_break() {
                     // Let the answer out before the socket closes.
                     tokio::time::sleep(SETTLE).await;
                     return Ok(Ended::Down);
-                }
-                Some(request) => node.answer(request).await,
+                },
                 None => return Ok(Ended::Signal),
             },
             () = sleep_until(due), if settled.is_some() => {

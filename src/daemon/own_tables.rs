@@ -10,6 +10,7 @@ use std::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    coherence::{Cause, Changed, watcher::Restore},
     netlink::{TableCopy, restore_tables, ruleset_generation},
     nft::TableName,
     overlay::names::{SOURCE_TABLE, TABLE},
@@ -123,21 +124,21 @@ impl OwnTables {
             kept.generation = generation;
         }
     }
+}
 
-    /// Whether there is any copy.
-    pub(super) fn are_kept(&self) -> bool {
+impl Restore for OwnTables {
+    fn is_ready(&self) -> bool {
         !self.lock().copies.is_empty()
     }
 
-    /// Puts back what is not as it was copied. Returns whether anything was; nothing if it can't be.
-    pub(super) fn mend(&self) -> Option<bool> {
+    fn restore(&self) -> Option<Changed> {
         let kept = self.lock();
         let copies: Vec<TableCopy> = kept.copies.iter().map(|(_, copy)| copy.clone()).collect();
         match restore_tables(&copies) {
-            Ok(names) if names.is_empty() => Some(false),
+            Ok(names) if names.is_empty() => Some(Changed::nothing()),
             Ok(names) => {
                 info!("tables {} were hurt and are restored", names.join(", "));
-                Some(true)
+                Some(Changed::new(Cause::Mended, "nftables"))
             }
             Err(reason) => {
                 warn!("{reason}; the comparison mends them");

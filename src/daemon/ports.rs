@@ -5,86 +5,87 @@ use std::collections::{HashMap, HashSet};
 
 use tracing::info;
 
-use super::Node;
+use super::network::Network;
 use crate::{
+    coherence::Changed,
     container::devices::container_mac,
-    netlink::{BridgeEntry, Mac, NetlinkError, format_mac},
+    netlink::{BridgeEntry, Mac, Netlink, NetlinkError, format_mac},
     overlay::names::BRIDGE,
 };
 
-impl Node {
-    /// Makes the bridge's forwarding entries and the host's neighbours behind it those of the containers. Returns
-    /// whether that took a change.
-    pub(super) async fn mend_ports(&self) -> Result<bool, NetlinkError> {
-        let bridge = match self.netlink.index_of(BRIDGE).await {
-            Ok(bridge) => bridge,
-            // It is mended before; if it has gone since, so has all that is on it.
-            Err(error) if error.is_absent() => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        let entries = self.mend_entries(bridge).await?;
-        Ok(self.mend_neighbours(bridge).await? | entries)
-    }
+/// Makes the bridge's forwarding entries and the host's neighbours behind it those of the containers.
+///
+/// # Errors
+///
+/// [`NetlinkError`].
+pub async fn mend(netlink: &Netlink, network: &Network) -> Result<Changed, NetlinkError> {
+    let bridge = match netlink.index_of(BRIDGE).await {
+        Ok(bridge) => bridge,
+        // It is mended before; if it has gone since, so has all that is on it.
+        Err(error) if error.is_absent() => return Ok(Changed::nothing()),
+        Err(error) => return Err(error),
+    };
+    let entries = mend_entries(netlink, network, bridge).await?;
+    Ok(entries.and(mend_neighbours(netlink, network, bridge).await?))
+}
 
-    async fn mend_entries(&self, bridge: u32) -> Result<bool, NetlinkError> {
-        let ports = self
-            .state
-            .containers
-            .iter()
-            .filter_map(|(name, container)| {
-                let device = self.devices.get(name)?;
-                Some((device.index, container_mac(container.ip)))
-            });
-        let ports: HashMap<u32, Mac> = ports.collect();
-        let present = self.netlink.bridge_entries(bridge).await?;
-        let (lacking, foreign) = differences(&ports, &present);
-        for (port, mac) in &lacking {
-            self.netlink.fix_bridge_entry(*port, *mac).await?;
-            info!("fix forwarding entry {} of {BRIDGE}", format_mac(*mac));
-        }
-        for (port, mac) in &foreign {
-            absent_is_done(self.netlink.delete_bridge_entry(*port, *mac).await)?;
-            info!("delete forwarding entry {} of {BRIDGE}", format_mac(*mac));
-        }
-        Ok(!lacking.is_empty() || !foreign.is_empty())
+async fn mend_entries(
+    netlink: &Netlink,
+    network: &Network,
+    bridge: u32,
+) -> Result<Changed, NetlinkError> {
+    let ports = network.connected();
+    let ports: HashMap<u32, Mac> = ports
+        .map(|(_, container, device)| (device.index, container_mac(container.ip)))
+        .collect();
+    let present = netlink.bridge_entries(bridge).await?;
+    let (lacking, foreign) = differences(&ports, &present);
+    for (port, mac) in &lacking {
+        netlink.fix_bridge_entry(*port, *mac).await?;
+        info!("fix forwarding entry {} of {BRIDGE}", format_mac(*mac));
     }
+    for (port, mac) in &foreign {
+        absent_is_done(netlink.delete_bridge_entry(*port, *mac).await)?;
+        info!("delete forwarding entry {} of {BRIDGE}", format_mac(*mac));
+    }
+    Ok(Changed::mended(!lacking.is_empty() || !foreign.is_empty()))
+}
 
-    async fn mend_neighbours(&self, bridge: u32) -> Result<bool, NetlinkError> {
-        let neighbours = self.netlink.neighbours().await?;
-        let mut permanent: HashMap<_, _> = neighbours
-            .iter()
-            .filter(|entry| entry.device == bridge && entry.permanent)
-            .map(|entry| (entry.address, entry.mac))
-            .collect();
-        let mut changed = false;
-        for (name, container) in &self.state.containers {
-            // Of one that is down inside the host asks, and tells senders that there is nobody; no other
-            // container can answer for it.
-            if self.silent.contains(name) || !self.devices.contains_key(name) {
-                continue;
-            }
-            let known = permanent.remove(&container.ip).flatten();
-            let mac = container_mac(container.ip);
-            if known == Some(mac) {
-                continue;
-            }
-            self.netlink
-                .replace_neighbour(bridge, container.ip, mac)
-                .await?;
-            info!(
-                "replace neighbour {} lladdr {} dev {BRIDGE}",
-                container.ip,
-                format_mac(mac)
-            );
-            changed = true;
+async fn mend_neighbours(
+    netlink: &Netlink,
+    network: &Network,
+    bridge: u32,
+) -> Result<Changed, NetlinkError> {
+    let neighbours = netlink.neighbours().await?;
+    let mut permanent: HashMap<_, _> = neighbours
+        .iter()
+        .filter(|entry| entry.device == bridge && entry.permanent)
+        .map(|entry| (entry.address, entry.mac))
+        .collect();
+    let mut changed = false;
+    // Of one that is down inside the host asks, and tells senders that there is nobody; no other
+    // container can answer for it.
+    let speaking = network.connected();
+    for (_, container, _) in speaking.filter(|(name, ..)| !network.is_silent(name)) {
+        let known = permanent.remove(&container.ip).flatten();
+        let mac = container_mac(container.ip);
+        if known == Some(mac) {
+            continue;
         }
-        for address in permanent.into_keys() {
-            absent_is_done(self.netlink.delete_neighbour(bridge, address).await)?;
-            info!("delete neighbour {address} dev {BRIDGE}");
-            changed = true;
-        }
-        Ok(changed)
+        netlink.replace_neighbour(bridge, container.ip, mac).await?;
+        info!(
+            "replace neighbour {} lladdr {} dev {BRIDGE}",
+            container.ip,
+            format_mac(mac)
+        );
+        changed = true;
     }
+    for address in permanent.into_keys() {
+        absent_is_done(netlink.delete_neighbour(bridge, address).await)?;
+        info!("delete neighbour {address} dev {BRIDGE}");
+        changed = true;
+    }
+    Ok(Changed::mended(changed))
 }
 
 fn absent_is_done(outcome: Result<(), NetlinkError>) -> Result<(), NetlinkError> {

@@ -29,6 +29,48 @@ pub struct Tuning {
     pub fingerprint: u32,
 }
 
+/// Why what was learned under earlier settings does not hold under others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlived {
+    /// It was learned under another fingerprint.
+    Fingerprint,
+    /// It was learned for a lease that is longer than connections live by now.
+    Lease,
+}
+
+impl Tuning {
+    /// Whether, and why, what was learned under `old` dies of this.
+    #[must_use]
+    pub fn outlives(&self, old: &Settings) -> Option<Outlived> {
+        if self.fingerprint != old.fingerprint {
+            Some(Outlived::Fingerprint)
+        } else if self.is_cut && clock::to_ticks(self.lease) < old.lease {
+            Some(Outlived::Lease)
+        } else {
+            None
+        }
+    }
+
+    /// The same with the fingerprint of `old`.
+    #[must_use]
+    pub const fn unnoted(self, old: &Settings) -> Self {
+        Self {
+            fingerprint: old.fingerprint,
+            ..self
+        }
+    }
+
+    fn applied(&self, settings: Settings) -> Settings {
+        Settings {
+            lease: clock::to_ticks(self.lease),
+            port_min: self.ports.0,
+            port_max: self.ports.1,
+            fingerprint: self.fingerprint,
+            ..settings
+        }
+    }
+}
+
 /// The shortest time between two epochs. Words of the caches have sixteen bits of the epoch: at
 /// this pace they come round after two minutes, and dead words are swept every minute
 /// ([`Datapath::sweep`]).
@@ -43,10 +85,12 @@ pub enum Hold {
     Tables,
 }
 
-/// A handle to the settings in force. Its clones are one: whoever raises the epoch through one of
-/// them has raised it for all.
-#[derive(Clone)]
+/// The settings in force, and the right to change them. There is one of a load, and whoever has it
+/// decides alone when everything learned dies.
 pub struct Epoch(Arc<Mutex<Shared>>);
+
+/// The settings in force, to be read.
+pub(super) struct InForce(Arc<Mutex<Shared>>);
 
 struct Shared {
     map: Array<MapData, Settings>,
@@ -138,6 +182,10 @@ impl Epoch {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    pub(super) fn in_force(&self) -> InForce {
+        InForce(self.0.clone())
+    }
+
     /// The settings in force.
     ///
     /// # Errors
@@ -147,31 +195,38 @@ impl Epoch {
         self.with(|shared| shared.settings())
     }
 
-    /// Makes everything learned so far dead for every packet that a program meets from now on. A
-    /// packet that a program is judging already may still pass: who must know that it has, calls
-    /// [`wait_for_running_programs`] afterwards.
+    /// Makes everything learned so far dead for every packet that a program meets from now on, and
+    /// puts `tuning`, if there is any, in force by the same write. With a hold nothing is learned in
+    /// this epoch or a later one until [`Epoch::release`]. A packet that a program is judging already
+    /// may still pass: who must know that it has, calls [`wait_for_running_programs`] afterwards.
     ///
     /// # Errors
     ///
     /// [`DatapathError::Map`] if the map can't be written, [`DatapathError::Grace`] in the rare case
     /// that a grace period is part of it.
-    pub fn raise(&self) -> Result<u32, DatapathError> {
+    pub fn raise(&self, tuning: Option<&Tuning>, hold: Option<Hold>) -> Result<u32, DatapathError> {
         self.with(|shared| {
+            if let Some(why) = hold {
+                shared.begin(why);
+            }
             let settings = shared.settings()?;
-            shared.raise(settings)
+            shared.raise(tuning.map_or(settings, |tuning| tuning.applied(settings)))
         })
     }
 
-    /// As [`Epoch::raise`], and nothing is learned in this epoch or a later one until [`Epoch::release`].
+    /// Puts `tuning` in force; what was learned goes on.
     ///
     /// # Errors
     ///
-    /// As [`Epoch::raise`].
-    pub fn raise_and_hold(&self, why: Hold) -> Result<u32, DatapathError> {
+    /// [`DatapathError::Map`] if the map can't be written.
+    pub fn tune(&self, tuning: &Tuning) -> Result<(), DatapathError> {
         self.with(|shared| {
-            shared.begin(why);
-            let settings = shared.settings()?;
-            shared.raise(settings)
+            let old = shared.settings()?;
+            let new = tuning.applied(old);
+            if new == old {
+                return Ok(());
+            }
+            shared.store(new)
         })
     }
 
@@ -214,107 +269,35 @@ impl Epoch {
         })
     }
 
-    /// Puts `tuning` in force, and a new epoch if results were learned under another fingerprint, or for a
-    /// lease that is longer than connections live by now. Returns whether the epoch was raised.
-    ///
-    /// # Errors
-    ///
-    /// As [`Datapath::raise_epoch`].
-    pub fn tune(&self, tuning: &Tuning) -> Result<bool, DatapathError> {
-        self.with(|shared| {
-            let old = shared.settings()?;
-            let new = Settings {
-                lease: clock::to_ticks(tuning.lease),
-                port_min: tuning.ports.0,
-                port_max: tuning.ports.1,
-                fingerprint: tuning.fingerprint,
-                ..old
-            };
-            if new.fingerprint != old.fingerprint || (tuning.is_cut && new.lease < old.lease) {
-                shared.raise(new)?;
-                wait_for_running_programs()?;
-                return Ok(true);
-            }
-            if new != old {
-                shared.store(new)?;
-            }
-            Ok(false)
-        })
-    }
-}
-
-impl Datapath {
-    /// The handle to the settings, for who raises the epoch beside the owner of the data path.
-    #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.epoch.clone()
-    }
-
-    /// The settings in force.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError::Map`] if the map can't be read.
-    pub fn settings(&self) -> Result<Settings, DatapathError> {
-        self.epoch.settings()
-    }
-
-    /// See [`Epoch::tune`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Datapath::raise_epoch`].
-    pub fn tune(&self, tuning: &Tuning) -> Result<bool, DatapathError> {
-        self.epoch.tune(tuning)
-    }
-
-    /// As [`Datapath::tune`], ahead of the programs' attachment: a new epoch under another
-    /// fingerprint, which is not noted yet. Until this load's programs are attached, those of an
-    /// earlier one may still learn; a start that ends in between leaves it to the next to see that
-    /// the fingerprint is another, and to raise the epoch again. Returns whether it was raised.
-    ///
-    /// # Errors
-    ///
-    /// As [`Datapath::raise_epoch`].
-    pub fn announce(&mut self, tuning: &Tuning) -> Result<bool, DatapathError> {
-        let old = self.settings()?;
-        self.tune(&Tuning {
-            fingerprint: old.fingerprint,
-            ..*tuning
-        })?;
-        let differs = tuning.fingerprint != old.fingerprint;
-        if differs {
-            self.raise_epoch()?;
-        }
-        Ok(differs)
-    }
-
-    /// Makes everything learned so far dead. To be called after the change that it follows from;
-    /// when it returns, no packet is judged by the old state.
-    ///
-    /// # Errors
-    ///
-    /// [`DatapathError::Map`] or [`DatapathError::Grace`].
-    pub fn raise_epoch(&self) -> Result<u32, DatapathError> {
-        let epoch = self.epoch.raise()?;
-        wait_for_running_programs()?;
-        Ok(epoch)
-    }
-
     /// Goes on behind `epoch`, that of other maps which these take the place of, if it is not the
     /// epoch here.
     ///
     /// # Errors
     ///
-    /// As [`Datapath::raise_epoch`].
+    /// As [`Epoch::raise`].
     pub fn count_on_from(&self, epoch: u32) -> Result<(), DatapathError> {
-        self.epoch.with(|shared| {
+        self.with(|shared| {
             let here = shared.settings()?;
             if here.epoch != epoch {
                 shared.raise(Settings { epoch, ..here })?;
             }
             Ok(())
         })
+    }
+}
+
+impl Datapath {
+    /// The settings in force.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::Map`] if the map can't be read.
+    pub fn settings(&self) -> Result<Settings, DatapathError> {
+        let InForce(shared) = &self.settings;
+        shared
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .settings()
     }
 }
 
@@ -333,5 +316,63 @@ pub fn wait_for_running_programs() -> Result<(), DatapathError> {
     match unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } {
         0 => Ok(()),
         _ => Err(DatapathError::Grace(io::Error::last_os_error())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_learned_outlives_all_but_another_fingerprint_and_a_cut_lease() {
+        let seconds = |lease| Tuning {
+            lease: Duration::from_secs(lease),
+            is_cut: false,
+            ports: (32_768, 60_999),
+            fingerprint: 7,
+        };
+        let old = seconds(30).applied(Settings {
+            epoch: 1,
+            lease: 0,
+            port_min: 0,
+            port_max: 0,
+            fingerprint: 0,
+            learn_from: 0,
+            half_began: 0,
+        });
+        for (tuning, expected) in [
+            (seconds(30), None),
+            // The configured one: what was learned for a longer one ends when that does.
+            (seconds(5), None),
+            (seconds(60), None),
+            (
+                Tuning {
+                    is_cut: true,
+                    ..seconds(5)
+                },
+                Some(Outlived::Lease),
+            ),
+            (
+                Tuning {
+                    is_cut: true,
+                    ..seconds(60)
+                },
+                None,
+            ),
+            (
+                Tuning {
+                    is_cut: true,
+                    fingerprint: 8,
+                    ..seconds(5)
+                },
+                Some(Outlived::Fingerprint),
+            ),
+        ] {
+            assert_eq!(tuning.outlives(&old), expected, "{tuning:?}");
+            assert_ne!(
+                tuning.unnoted(&old).outlives(&old),
+                Some(Outlived::Fingerprint)
+            );
+        }
     }
 }

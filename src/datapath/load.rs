@@ -22,7 +22,7 @@ pub struct Sizes {
 
 impl Datapath {
     /// Loads the programs with `constants` over the maps pinned below `root`, which are made where
-    /// they are not there. Attaches nothing.
+    /// they are not there. Attaches nothing. Returns with them the right to raise the epoch.
     ///
     /// # Errors
     ///
@@ -32,7 +32,7 @@ impl Datapath {
         constants: &Constants,
         sizes: Sizes,
         mode: AttachMode,
-    ) -> Result<Self, DatapathError> {
+    ) -> Result<(Self, Epoch), DatapathError> {
         let maps = pins::maps(root, sizes);
         pins::create(&maps)?;
         pins::create(&pins::links(root))?;
@@ -52,13 +52,14 @@ impl Datapath {
             programs.take_map(name).ok_or(DatapathError::Missing(name))
         };
         let opened = "open";
-        Ok(Self {
+        let epoch = Epoch::new(
+            Array::try_from(take("SETTINGS")?).map_err(map_error(opened, "SETTINGS"))?,
+            constants.mark_mask,
+        );
+        let datapath = Self {
             root: root.to_owned(),
             mode,
-            epoch: Epoch::new(
-                Array::try_from(take("SETTINGS")?).map_err(map_error(opened, "SETTINGS"))?,
-                constants.mark_mask,
-            ),
+            settings: epoch.in_force(),
             counters: PerCpuArray::try_from(take("COUNTERS")?)
                 .map_err(map_error(opened, "COUNTERS"))?,
             flows: HashMap::try_from(take("FLOWS")?).map_err(map_error(opened, "FLOWS"))?,
@@ -67,7 +68,8 @@ impl Datapath {
                 .map_err(map_error(opened, "CONTAINERS"))?,
             gateway: constants.gateway,
             programs,
-        })
+        };
+        Ok((datapath, epoch))
     }
 }
 

@@ -53,7 +53,7 @@ pub struct Datapath {
     root: PathBuf,
     mode: AttachMode,
     programs: Ebpf,
-    epoch: Epoch,
+    settings: epoch::InForce,
     counters: PerCpuArray<MapData, u64>,
     flows: HashMap<MapData, FlowKey, FlowEntry>,
     peers: HashMap<MapData, PeerNumber, PeerHeaders>,

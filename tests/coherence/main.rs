@@ -4,6 +4,7 @@ mod foreign_changes;
 mod foreign_rule;
 mod netlink_watch;
 mod others_churn;
+mod owed_epochs;
 mod underlay_changes;
 
 /// The binary under test.

@@ -19,7 +19,8 @@ fn load() -> Datapath {
         ..unsafe { std::mem::zeroed() }
     };
     let sizes = Sizes { flows: 1024 };
-    Datapath::load(Path::new(PIN_ROOT), &constants, sizes, AttachMode::Tcx).expect("programs")
+    let loaded = Datapath::load(Path::new(PIN_ROOT), &constants, sizes, AttachMode::Tcx);
+    loaded.expect("programs").0
 }
 
 /// The program that `datapath` has on the device.

@@ -2,7 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use oncache::datapath::{AttachMode, Datapath, PIN_ROOT, Sizes, epoch::Tuning, pins::ABI};
+use oncache::{
+    coherence::{Changed, Coherence},
+    datapath::{AttachMode, Datapath, PIN_ROOT, Sizes, epoch::Tuning, pins::ABI},
+};
 use oncache_abi::settings::Constants;
 use oncache_testbed::{Build, Builds, Host, Lab, Place, assert_same, until_fast};
 
@@ -132,31 +135,29 @@ fn a_start_that_dies_before_its_programs_are_attached_is_begun_anew() {
         };
         let load = || {
             let sizes = Sizes { flows: 1024 };
-            Datapath::load(Path::new(PIN_ROOT), &constants, sizes, AttachMode::Tcx)
-                .expect("programs")
+            let (datapath, epoch) =
+                Datapath::load(Path::new(PIN_ROOT), &constants, sizes, AttachMode::Tcx)
+                    .expect("programs");
+            let coherence = Coherence::default();
+            coherence.take_charge_of(epoch).expect("settings");
+            (datapath, coherence)
         };
-        let mut first = load();
-        assert!(first.announce(&tuning).expect("settings"));
-        assert_eq!(first.settings().expect("settings").epoch, 1);
-        drop(first);
+        let announce = |to: &Coherence| to.commit(Changed::announced(tuning)).expect("settings");
+        let tune = |to: &Coherence| to.commit(Changed::tuned(tuning)).expect("settings");
+        let epoch = |of: &Datapath| of.settings().expect("settings").epoch;
+        let (first, coherence) = load();
+        assert!(announce(&coherence));
+        assert_eq!(epoch(&first), 1);
+        drop((first, coherence));
         // The former one's programs may have learned since.
-        let mut second = load();
-        assert!(
-            second.announce(&tuning).expect("settings"),
-            "taken for done"
-        );
-        assert!(
-            second.tune(&tuning).expect("settings"),
-            "not raised once all are attached"
-        );
-        assert_eq!(second.settings().expect("settings").epoch, 3);
-        drop(second);
-        let mut third = load();
-        assert!(
-            !third.announce(&tuning).expect("settings"),
-            "nothing has changed"
-        );
-        assert!(!third.tune(&tuning).expect("settings"));
-        assert_eq!(third.settings().expect("settings").epoch, 3);
+        let (second, coherence) = load();
+        assert!(announce(&coherence), "taken for done");
+        assert!(tune(&coherence), "not raised once all are attached");
+        assert_eq!(epoch(&second), 3);
+        drop((second, coherence));
+        let (third, coherence) = load();
+        assert!(!announce(&coherence), "nothing has changed");
+        assert!(!tune(&coherence));
+        assert_eq!(epoch(&third), 3);
     });
 }

@@ -82,7 +82,7 @@ impl Bench {
         let root = Path::new(PIN_ROOT);
         let sizes = SIZES;
         let constants = world::constants();
-        let datapath = Datapath::load(root, &constants, sizes, AttachMode::Tcx)
+        let (datapath, epoch) = Datapath::load(root, &constants, sizes, AttachMode::Tcx)
             .expect("the programs load (root is needed)");
         let tuning = Tuning {
             is_cut: false,
@@ -90,7 +90,7 @@ impl Bench {
             ports: world::PORTS,
             fingerprint: 1,
         };
-        datapath.tune(&tuning).expect("settings");
+        epoch.raise(Some(&tuning), None).expect("settings");
         let pinned = |name: &str| {
             MapData::from_pin(pins::maps(root, sizes).join(name)).expect("a pinned map")
         };

@@ -4,14 +4,25 @@
 //! then is the epoch raised. A packet that missed before the raise carries the old epoch in its
 //! mark and is not learned from; one that missed after it went by the new rules.
 
+//!
+//! Whoever changes something says so by a [`Changed`], and [`Coherence::commit`] is the only way from
+//! there to a new epoch: the data path gives the right to raise it to one owner, the one here.
+
 mod cause;
+mod changed;
+mod commit;
 pub mod hindrance;
 mod response;
+pub mod watcher;
 
 use std::time::Duration;
 
 pub use cause::{Cause, CauseCount, CauseCounts};
+pub use changed::Changed;
+pub use commit::Coherence;
 pub use response::{Device, Memory, Response, Scope};
+
+pub use crate::datapath::epoch::Hold;
 
 use crate::{config::Config, netlink::Mac, stable_hash::fnv1a};
 

@@ -3,28 +3,48 @@
 //! It does nothing else, so that no work of the node's (a reconciliation with its calls of nft, a
 //! walk over a large cache, a grace period) stands between somebody's change and the new epoch.
 
-use std::{sync::mpsc as blocking, thread};
+use std::{io, sync::mpsc as blocking, thread};
 
+use thiserror::Error;
 use tokio::{runtime, sync::mpsc};
 use tracing::debug;
 
-use super::{DaemonError, invalidation::Invalidator, own_tables::OwnTables};
-use crate::{
-    coherence::{Cause, Memory, Response},
-    datapath::epoch::Hold,
-    netlink::{Event, Netlink, NetlinkError, Watch},
-};
+use super::{Changed, Coherence, Hold, Memory, Response};
+use crate::netlink::{Event, Netlink, NetlinkError, Watch};
 
 /// What the node hears: that a comparison of the host with the wanted state is due, or why nothing
 /// will be heard any more. Closed without such an error, the thread has died.
 pub type News = mpsc::Receiver<Result<(), NetlinkError>>;
 
+/// Nothing is watched.
+#[derive(Debug, Error)]
+pub enum WatcherError {
+    /// The kernel gives no sockets.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// No thread to watch the kernel.
+    #[error("watch the kernel: {0}")]
+    Thread(io::Error),
+    /// Changes would not be noticed any more.
+    #[error("the thread that watches the kernel has ended; start the daemon again and report this")]
+    Ended,
+}
+
+/// Tables that the watcher puts back by itself as soon as they are hurt.
+pub trait Restore: Send + 'static {
+    /// Whether there is anything to put back from.
+    fn is_ready(&self) -> bool;
+
+    /// Puts back what is hurt. None if it can't be.
+    fn restore(&self) -> Option<Changed>;
+}
+
 /// Begins to watch: what changes after the call is noticed.
 ///
 /// # Errors
 ///
-/// [`DaemonError`] if the kernel gives no sockets, or the system no thread.
-pub fn spawn(invalidator: Invalidator, own_tables: OwnTables) -> Result<News, DaemonError> {
+/// [`WatcherError`].
+pub fn spawn(coherence: Coherence, tables: impl Restore) -> Result<News, WatcherError> {
     // One place: a comparison that is due covers all changes before it.
     let (sender, news) = mpsc::channel(1);
     let (ready, begun) = blocking::sync_channel(1);
@@ -36,7 +56,7 @@ pub fn spawn(invalidator: Invalidator, own_tables: OwnTables) -> Result<News, Da
             let runtime = match runtime {
                 Ok(runtime) => runtime,
                 Err(error) => {
-                    let _ = ready.send(Err(DaemonError::Watcher(error)));
+                    let _ = ready.send(Err(WatcherError::Thread(error)));
                     return;
                 }
             };
@@ -44,7 +64,7 @@ pub fn spawn(invalidator: Invalidator, own_tables: OwnTables) -> Result<News, Da
                 match begin().await {
                     Ok((watch, memory)) => {
                         let _ = ready.send(Ok(()));
-                        listen(watch, memory, &invalidator, &own_tables, &sender).await;
+                        listen(watch, memory, &coherence, &tables, &sender).await;
                     }
                     Err(error) => {
                         let _ = ready.send(Err(error.into()));
@@ -52,10 +72,10 @@ pub fn spawn(invalidator: Invalidator, own_tables: OwnTables) -> Result<News, Da
                 }
             });
         })
-        .map_err(DaemonError::Watcher)?;
+        .map_err(WatcherError::Thread)?;
     match begun.recv() {
         Ok(outcome) => outcome.map(|()| news),
-        Err(_) => Err(DaemonError::Deaf),
+        Err(_) => Err(WatcherError::Ended),
     }
 }
 
@@ -85,20 +105,20 @@ async fn begin() -> Result<(Watch, Memory), NetlinkError> {
 async fn listen(
     mut watch: Watch,
     mut memory: Memory,
-    invalidator: &Invalidator,
-    own_tables: &OwnTables,
+    coherence: &Coherence,
+    tables: &impl Restore,
     news: &mpsc::Sender<Result<(), NetlinkError>>,
 ) {
     loop {
         match watch.next_batch().await {
             Ok(events) => {
-                let hurt = events.iter().any(may_hurt) && own_tables.are_kept();
+                let hurt = events.iter().any(may_hurt) && tables.is_ready();
                 if hurt {
-                    invalidator.hold(Hold::Tables);
+                    coherence.hold(Hold::Tables);
                 }
-                let mut due = heed(&events, &mut memory, invalidator);
+                let mut due = heed(&events, &mut memory, coherence);
                 if hurt {
-                    due |= mend(invalidator, own_tables);
+                    due |= mend(coherence, tables);
                 }
                 if due {
                     // Full: one is due already.
@@ -116,19 +136,19 @@ async fn listen(
     }
 }
 
-/// Puts back what is hurt of oncache's tables, learning being held. Returns whether there was
-/// anything.
-fn mend(invalidator: &Invalidator, own_tables: &OwnTables) -> bool {
-    let hold = invalidator.held(Hold::Tables);
-    let mended = own_tables.mend();
-    if mended == Some(true) {
-        let _ = invalidator.raise(&[(Cause::Mended, "nftables".to_owned())]);
-    }
-    // What can't be put back at once is left to the comparison, which then ends the hold.
-    if mended.is_some() {
-        invalidator.release_tables(hold);
-    }
-    mended != Some(false)
+/// Puts back what is hurt of oncache's tables, learning being held. Returns whether a comparison is
+/// due.
+fn mend(coherence: &Coherence, tables: &impl Restore) -> bool {
+    let hold = coherence.held(Hold::Tables);
+    let Some(mended) = tables.restore() else {
+        // What can't be put back at once is left to the comparison, which then ends the hold.
+        return true;
+    };
+    let due = !mended.is_nothing();
+    // A failure is kept for the node, which then ends the fast path.
+    let _ = coherence.commit(mended.heard());
+    coherence.release_tables(hold);
+    due
 }
 
 /// Whether something of oncache's tables may be gone.
@@ -138,25 +158,21 @@ const fn may_hurt(event: &Event) -> bool {
 
 /// Raises the epoch if one of the events asks for it, once for all of them: what they tell of has
 /// been made before. Returns whether a comparison is due.
-fn heed(events: &[Event], memory: &mut Memory, invalidator: &Invalidator) -> bool {
-    let scope = invalidator.scope();
-    let mut causes: Vec<(Cause, String)> = Vec::new();
+fn heed(events: &[Event], memory: &mut Memory, coherence: &Coherence) -> bool {
+    let scope = coherence.scope();
+    let mut changed = Changed::nothing();
     let mut due = false;
     for event in events {
         match memory.respond(event, &scope) {
             Response::Ignore => {}
             Response::Reconcile => due = true,
             Response::Invalidate { cause, object } => {
-                if !causes.iter().any(|known| *known == (cause, object.clone())) {
-                    causes.push((cause, object));
-                }
+                changed = changed.and(Changed::new(cause, &object));
             }
         }
     }
-    if !causes.is_empty() {
-        due = true;
-        // A failure is kept for the node, which then ends the fast path.
-        let _ = invalidator.raise_unseen(&causes);
-    }
+    due |= !changed.is_nothing();
+    // A failure is kept for the node, which then ends the fast path.
+    let _ = coherence.commit(changed.heard());
     due
 }

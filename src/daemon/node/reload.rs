@@ -1,15 +1,16 @@
 //! A new configuration while everything runs: as little as the change asks for, and all of it or
 //! nothing.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::{DaemonError, Node, fast_path::constants, preflight};
+use super::Node;
 use crate::{
-    coherence::Cause,
+    coherence::{Cause, Changed},
     config::{Config, ConfigFile},
-    container::{addresses, devices},
+    container::devices,
+    daemon::{DaemonError, clsact, fast_path::constants, preflight},
     log,
     overlay::conflicts::conflicts,
 };
@@ -66,13 +67,13 @@ impl Node {
     ) -> Result<(), DaemonError> {
         self.refuse_taken(&config).await?;
         self.change_to(config, Cause::Reload, "").await?;
-        self.file = file;
-        let chosen = Some(self.chosen());
-        if self.state.chosen != chosen {
+        self.network.set_file(file);
+        let chosen = self.chosen();
+        if self.network.record().state().chosen.as_ref() != Some(&chosen) {
             // A file that names another one than was in force.
-            self.state.chosen = chosen;
-            self.address_away = false;
-            if let Err(reason) = self.store.save(&self.state) {
+            self.network.record_mut().choose(chosen);
+            self.host.take_another_address();
+            if let Err(reason) = self.network.record().save() {
                 error!("note the address of this host: {reason}");
             }
         }
@@ -82,8 +83,8 @@ impl Node {
     /// Refuses a configuration that wants what is somebody else's, before anything is given up for it: a
     /// VXLAN device has to go before one with another VNI can come.
     async fn refuse_taken(&self, config: &Config) -> Result<(), DaemonError> {
-        let wanted = preflight::wanted(config, &self.state);
-        let taken = conflicts(&self.netlink, &wanted).await?;
+        let wanted = preflight::wanted(config, self.network.record().state());
+        let taken = conflicts(self.netlink(), &wanted).await?;
         if taken.is_empty() {
             return Ok(());
         }
@@ -98,130 +99,123 @@ impl Node {
         cause: Cause,
         object: &str,
     ) -> Result<(), DaemonError> {
-        if config.overlay.subnet != self.config.overlay.subnet && !self.state.containers.is_empty()
-        {
+        let (wanted, present) = (config.overlay.subnet, self.network.config().overlay.subnet);
+        let count = self.network.containers().len();
+        if wanted != present && count > 0 {
             return Err(DaemonError::SubnetInUse {
-                wanted: config.overlay.subnet,
-                present: self.config.overlay.subnet,
-                count: self.state.containers.len(),
+                wanted,
+                present,
+                count,
             });
         }
-        self.check_addresses(&config)?;
-        let mut effect = effect(&self.config, &config);
-        if config.cache.enabled && !self.has_fast_path() {
+        self.network.check_addresses(&config)?;
+        let mut effect = effect(self.network.config(), &config);
+        if config.cache.enabled && !self.fast_path.is_on() {
             // What kept it away may be mended.
             effect = effect.max(Effect::Load);
         }
         if effect == Effect::Restart {
-            self.leave_fast_path();
+            self.fast_path.leave(&self.network);
             tokio::time::sleep(MARKS_SETTLE).await;
         }
-        let old = std::mem::replace(&mut self.config, config);
-        self.own_tables.forget_all();
+        let old = self.network.replace_config(config);
+        self.slow_path.tables().forget_all();
         let changed = match self.take_over(&old).await {
             Ok(changed) => changed,
             Err(failure) => {
-                self.config = old;
+                self.network.replace_config(old);
                 self.return_to_old(effect).await;
                 return Err(failure);
             }
         };
-        log::set_level(self.config.log.level);
-        for (name, container) in &self.state.containers {
-            let network = old.overlay.network;
-            let told = devices::change_network(name, container, self.uplink(), network).await;
+        log::set_level(self.network.config().log.level);
+        let (uplink, network) = (self.network.uplink(), old.overlay.network);
+        for (name, container) in self.network.containers() {
+            let told = devices::change_network(name, container, uplink, network).await;
             if let Err(reason) = told {
-                warn!(
-                    "{reason}; it has no route to {}",
-                    self.config.overlay.network
-                );
+                warn!("{reason}; it has no route to {}", uplink.network);
             }
         }
-        let news = self.newly_away(&old);
+        let news = self.network.newly_away(&old);
         self.forget_in_containers(&news).await;
-        if let Err(reason) = self.note_clsact().await {
+        if let Err(reason) = clsact::note(&self.host, &mut self.network).await {
             error!("note the qdisc that filters will be on: {reason}");
         }
         self.apply_to_fast_path(effect, changed, (cause, object));
-        if let Err(reason) = self.look_at_devices().await {
+        if let Err(reason) = self.fast_path.look_at_devices(&self.network) {
             error!("{reason}");
         }
-        self.leave_clsact().await;
+        clsact::leave(&self.host, &mut self.network, self.fast_path.mode()).await;
         Ok(())
     }
 
-    /// Brings slow path and containers from the configuration `old` to the present one. Returns
-    /// whether that took a change.
-    async fn take_over(&mut self, old: &Config) -> Result<bool, DaemonError> {
+    /// Brings slow path and containers from the configuration `old` to the present one.
+    async fn take_over(&mut self, old: &Config) -> Result<Changed, DaemonError> {
         let mut changed = self.mend_overlay().await?;
-        changed |= self.mend_policy().await?;
-        changed |= self.adopt_containers().await?;
-        if old.node.underlay != self.config.node.underlay {
+        changed = changed.and(self.mend_policy().await?);
+        changed = changed.and(self.adopt_containers().await?);
+        if old.node.underlay != self.network.config().node.underlay {
             self.leave_underlay(&old.node.underlay).await;
         }
         Ok(changed)
     }
 
     async fn return_to_old(&mut self, effect: Effect) {
-        self.own_tables.forget_all();
-        if let Err(reason) = self.mend_overlay().await {
-            error!("return to the old configuration: {reason}");
+        // Packets went by the new one for a moment, whatever of it has to be taken back.
+        let mut taken_back = Changed::new(Cause::Reload, "taken back");
+        self.slow_path.tables().forget_all();
+        match self.mend_overlay().await {
+            Ok(changed) => taken_back = taken_back.covering(changed),
+            Err(reason) => error!("return to the old configuration: {reason}"),
         }
-        if let Err(reason) = self.mend_policy().await {
-            error!("return to the old policy: {reason}");
+        match self.mend_policy().await {
+            Ok(changed) => taken_back = taken_back.covering(changed),
+            Err(reason) => error!("return to the old policy: {reason}"),
         }
         if effect == Effect::Restart {
-            self.start_fast_path();
+            taken_back = taken_back.covering(self.start_fast_path());
         }
-        // Packets went by the new one for a moment.
-        self.invalidate(Cause::Reload, "taken back");
+        self.commit(taken_back);
     }
 
     /// Tells the programs, after the slow path was changed.
     fn apply_to_fast_path(
         &mut self,
         effect: Effect,
-        changed: bool,
+        changed: Changed,
         (cause, object): (Cause, &str),
     ) {
+        let changed = changed.told_as(cause, object);
+        if effect >= Effect::Load {
+            return self.load_anew(changed, cause, object);
+        }
         let told = match effect {
-            Effect::Tune => self.tune_fast_path(),
-            Effect::Peers => self.sync_peers().and_then(|_| self.tune_fast_path()),
-            Effect::Load | Effect::Restart => {
-                self.start_fast_path();
-                self.invalidate(cause, object);
-                return;
-            }
+            Effect::Peers => self.fast_path.sync_peers(&self.network),
+            _ => Ok(Changed::nothing()),
         };
+        let told = told.map_err(DaemonError::from).and_then(|told| {
+            let tuned = self.fast_path.tuned(&self.host, &self.network)?;
+            Ok((told, tuned))
+        });
         match told {
-            // The new epoch came after the change.
-            Ok(true) => {}
-            Ok(false) if changed => self.invalidate(cause, object),
-            Ok(false) => info!("nothing that was learned depends on what has changed"),
+            Ok((told, tuned)) => {
+                let changed = changed.and(told.told_as(cause, object));
+                let only_settings = changed.is_nothing();
+                if !self.commit(changed.and(tuned)) && only_settings {
+                    info!("nothing that was learned depends on what has changed");
+                }
+            }
             Err(reason) => {
                 error!("tell the programs of the new configuration: {reason}; loading them anew");
-                self.start_fast_path();
-                self.invalidate(cause, object);
+                self.load_anew(changed, cause, object);
             }
         }
     }
 
-    /// Addresses of this host's subnet that were not away before.
-    fn newly_away(&self, old: &Config) -> Vec<Ipv4Addr> {
-        let before: Vec<Ipv4Addr> = old.away().collect();
-        let now = self.config.away();
-        now.filter(|address| !before.contains(address)).collect()
-    }
-
-    /// Refuses a configuration under which a container can't have the address that it has.
-    pub(super) fn check_addresses(&self, config: &Config) -> Result<(), DaemonError> {
-        for (name, container) in &self.state.containers {
-            addresses::check(config, container.ip).map_err(|reason| DaemonError::AddressInUse {
-                name: name.clone(),
-                reason,
-            })?;
-        }
-        Ok(())
+    /// Loads the programs after `changed`, all of which is told as `cause`.
+    fn load_anew(&mut self, changed: Changed, cause: Cause, object: &str) {
+        let changed = changed.and(self.start_fast_path());
+        self.commit(Changed::new(cause, object).covering(changed));
     }
 }
 

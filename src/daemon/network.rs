@@ -1,0 +1,324 @@
+//! The network as it is wanted on this host: its configuration and its containers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::Ipv4Addr,
+};
+
+use super::{DaemonError, preflight, record::Record};
+use crate::{
+    config::{Chosen, Config, ConfigFile, check_name},
+    container::{
+        ContainerError,
+        addresses::{self, claim, next_free},
+        devices::{HostDevice, Uplink, container_mac, host_device},
+        namespace,
+    },
+    control::api::AddContainer,
+    overlay::{names::BRIDGE, source_guard::Source, wanted::WantedOverlay},
+    policy::order::{Local, Locals, Placed, effective},
+    shown::{PATH, VALUE, cut},
+    state::Container,
+};
+
+/// The longest device name (include/uapi/linux/if.h, `IFNAMSIZ` less the NUL).
+const IFNAME_LENGTH: usize = 15;
+
+/// Configuration and containers.
+pub struct Network {
+    /// The configuration as written: what the host decides of it may change.
+    file: ConfigFile,
+    config: Config,
+    record: Record,
+    /// The containers' host-side devices, by container name.
+    devices: BTreeMap<String, HostDevice>,
+    /// Containers whose device has no carrier: they have set it down inside.
+    silent: BTreeSet<String>,
+}
+
+impl Network {
+    /// A network none of whose devices has been seen yet.
+    pub const fn new(file: ConfigFile, config: Config, record: Record) -> Self {
+        Self {
+            file,
+            config,
+            record,
+            devices: BTreeMap::new(),
+            silent: BTreeSet::new(),
+        }
+    }
+
+    /// The configuration in force.
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The configuration as written.
+    pub const fn file(&self) -> &ConfigFile {
+        &self.file
+    }
+
+    /// What the state tells.
+    pub const fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// What the state is to tell.
+    pub const fn record_mut(&mut self) -> &mut Record {
+        &mut self.record
+    }
+
+    /// Puts another configuration in place, and returns the former one.
+    pub const fn replace_config(&mut self, config: Config) -> Config {
+        std::mem::replace(&mut self.config, config)
+    }
+
+    /// The file that the configuration in force is from.
+    pub fn set_file(&mut self, file: ConfigFile) {
+        self.file = file;
+    }
+
+    /// The address that this host is at.
+    pub fn chosen(&self) -> Chosen {
+        (&self.config.node).into()
+    }
+
+    /// What brings this host's address back, where it has gone.
+    pub const fn address_remedy(&self) -> &'static str {
+        if self.file.names_address() {
+            "add it to the device again, or change node.address and the peers' files"
+        } else {
+            "add it to the device again, or, if this host has moved, set node.address and change the peers' files"
+        }
+    }
+
+    /// The slow path that configuration and containers ask for.
+    pub fn wanted(&self) -> WantedOverlay {
+        preflight::wanted(&self.config, self.record.state())
+    }
+
+    /// The containers by name.
+    pub const fn containers(&self) -> &BTreeMap<String, Container> {
+        &self.record.state().containers
+    }
+
+    /// A container's record.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError::Unknown`].
+    pub fn container(&self, name: &str) -> Result<&Container, ContainerError> {
+        let unknown = || ContainerError::Unknown(name.to_owned());
+        self.containers().get(name).ok_or_else(unknown)
+    }
+
+    /// The containers that were being added when a daemon ended.
+    pub fn half_made(&self) -> Vec<String> {
+        let halves = self.containers().iter().filter(|(_, it)| it.pending);
+        halves.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether an address has come from elsewhere.
+    pub fn is_visitor(&self, ip: Ipv4Addr) -> bool {
+        !self.config.overlay.subnet.contains(&ip)
+    }
+
+    /// What a container is connected to.
+    pub fn uplink(&self) -> Uplink<'static> {
+        let overlay = &self.config.overlay;
+        Uplink {
+            bridge: BRIDGE,
+            subnet: overlay.subnet,
+            network: overlay.network,
+            gateway: overlay.gateway(),
+            mtu: overlay.mtu,
+            kind: self.config.container.pair_kind(),
+        }
+    }
+
+    /// The host-side device of a container.
+    pub fn device(&self, name: &str) -> Option<HostDevice> {
+        self.devices.get(name).copied()
+    }
+
+    /// Notes the host-side device of a container, and returns the one that was known before.
+    pub fn connect(&mut self, name: &str, device: HostDevice) -> Option<HostDevice> {
+        self.devices.insert(name.to_owned(), device)
+    }
+
+    /// Notes that a container has no device any more. Returns whether one was known.
+    pub fn disconnect(&mut self, name: &str) -> bool {
+        self.silent.remove(name);
+        self.devices.remove(name).is_some()
+    }
+
+    /// No container has a device any more, and nothing is recorded.
+    pub fn forget_all(&mut self) {
+        self.devices.clear();
+        self.record.forget_all();
+    }
+
+    /// The containers whose devices are known, with these.
+    pub fn connected(&self) -> impl Iterator<Item = (&str, &Container, HostDevice)> {
+        let devices = self.devices.iter();
+        devices.filter_map(|(name, device)| Some((&**name, self.containers().get(name)?, *device)))
+    }
+
+    /// The containers' host-side devices, by index.
+    pub fn device_names(&self) -> HashMap<u32, String> {
+        self.connected()
+            .map(|(_, container, device)| (device.index, container.device.clone()))
+            .collect()
+    }
+
+    /// Whether a container has set its device down inside.
+    pub fn is_silent(&self, name: &str) -> bool {
+        self.silent.contains(name)
+    }
+
+    /// Notes that a container that was not known before has its device set down inside.
+    pub fn note_silent(&mut self, name: &str) {
+        self.silent.insert(name.to_owned());
+    }
+
+    /// Which containers have their devices set down inside. Returns whether that is news.
+    pub fn set_silent(&mut self, silent: BTreeSet<String>) -> bool {
+        let news = self.silent != silent;
+        self.silent = silent;
+        news
+    }
+
+    /// Who may send, but for the holder of an address that is being taken away.
+    pub fn sources(&self, but: Option<Ipv4Addr>) -> BTreeSet<Source> {
+        let containers = self.containers().values();
+        containers
+            .filter(|container| Some(container.ip) != but)
+            .map(source_of)
+            .collect()
+    }
+
+    /// The rules of the network policy, in the order in which they are tried.
+    pub fn rules(&self) -> Vec<Placed> {
+        effective(&self.record.state().policy, &self.config.policy)
+    }
+
+    /// The containers as rules name them.
+    pub fn locals(&self) -> Locals {
+        let containers = self.containers().iter();
+        containers
+            .map(|(name, container)| {
+                let local = Local {
+                    ip: container.ip,
+                    device: container.device.clone(),
+                };
+                (name.clone(), local)
+            })
+            .collect()
+    }
+
+    /// Addresses of this host's subnet that were not away under the configuration `old`.
+    pub fn newly_away(&self, old: &Config) -> Vec<Ipv4Addr> {
+        let before: Vec<Ipv4Addr> = old.away().collect();
+        let now = self.config.away();
+        now.filter(|address| !before.contains(address)).collect()
+    }
+
+    /// Refuses a configuration under which a container can't have the address that it has.
+    ///
+    /// # Errors
+    ///
+    /// [`DaemonError::AddressInUse`].
+    pub fn check_addresses(&self, config: &Config) -> Result<(), DaemonError> {
+        for (name, container) in self.containers() {
+            addresses::check(config, container.ip).map_err(|reason| DaemonError::AddressInUse {
+                name: name.clone(),
+                reason,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The container that a request describes, with its address.
+    ///
+    /// # Errors
+    ///
+    /// [`ContainerError`].
+    pub fn plan(&self, request: AddContainer) -> Result<Container, ContainerError> {
+        let name = request.name;
+        let bad = |reason: String| ContainerError::BadName {
+            // A bad name may be a long one.
+            name: cut(&name, VALUE),
+            reason,
+        };
+        check_name(&name).map_err(&bad)?;
+        if self.containers().contains_key(&name) {
+            return Err(ContainerError::Exists(name));
+        }
+        check_ifname(&request.ifname).map_err(&bad)?;
+        if let Some(path) = request.netns.as_ref().filter(|path| !path.is_absolute()) {
+            return Err(bad(format!(
+                "network namespace {}: give an absolute path",
+                cut(&path.to_string_lossy(), PATH)
+            )));
+        }
+        // Known before anything is made: to undo it would take the other one's programs away.
+        let device = host_device(&name);
+        let mut others = self.containers().iter();
+        if let Some((holder, _)) = others.find(|(_, it)| it.device == device) {
+            return Err(ContainerError::SameDevice {
+                name,
+                device,
+                holder: holder.clone(),
+            });
+        }
+        let held = || {
+            let containers = self.containers().iter();
+            containers.map(|(name, it)| (it.ip, name.as_str()))
+        };
+        let ip = match request.ip {
+            Some(wish) => claim(&self.config, held(), wish)?,
+            None => {
+                let here = held().map(|(ip, _)| ip);
+                let taken = here.chain(self.config.away()).collect();
+                let last = self.record.state().last_address;
+                next_free(self.config.overlay.subnet, &taken, last)?
+            }
+        };
+        Ok(Container {
+            ip,
+            owned_netns: None,
+            netns: request.netns.unwrap_or_else(|| namespace::path(&name)),
+            ifname: request.ifname,
+            device,
+            route: request.route,
+            pending: true,
+        })
+    }
+}
+
+/// What the container may send from.
+pub fn source_of(container: &Container) -> Source {
+    Source {
+        device: container.device.clone(),
+        mac: container_mac(container.ip),
+        ip: container.ip,
+    }
+}
+
+/// What the kernel takes for a device name (net/core/dev.c, `dev_valid_name`).
+fn check_ifname(ifname: &str) -> Result<(), String> {
+    let valid = !ifname.is_empty()
+        && ifname.len() <= IFNAME_LENGTH
+        && ![".", "..", "lo"].contains(&ifname)
+        && ifname
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
+    if valid {
+        Ok(())
+    } else {
+        Err(format!(
+            "device name {:?}: give 1 to {IFNAME_LENGTH} letters, digits or signs, without '/' and ':'",
+            cut(ifname, VALUE)
+        ))
+    }
+}
