@@ -188,7 +188,7 @@ mod tests {
             { "table": { "family": "bridge", "name": "t", "handle": 1 } },
             { "counter": { "family": "bridge", "name": "passed", "table": "t", "handle": 9, "packets": 7, "bytes": 99 } },
             { "set": { "family": "bridge", "name": "seen", "table": "t", "type": "ether_type", "handle": 5,
-                "flags": ["timeout"], "timeout": 30,
+                "flags": ["timeout", "dynamic"], "timeout": 30,
                 "elem": [{ "elem": { "val": "ip", "timeout": 30, "expires": 2 } }] } },
             { "set": { "family": "bridge", "name": "known", "table": "t", "type": ["ifname", "ipv4_addr"], "handle": 6,
                 "elem": [{ "concat": ["a", "10.0.0.1"] }] } },
