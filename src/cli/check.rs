@@ -48,7 +48,7 @@ impl Check {
             super::print(&format!("{verdict:>8}  {}", finding.message))?;
         }
         let config = config?;
-        let obstacles = obstacles(&netlink, &config, Store::new(state)).await?;
+        let obstacles = obstacles(&netlink, &config, Store::new(state), report.can_run()).await?;
         for line in &obstacles {
             super::print(&format!("{:>8}  {line}", "MISSING"))?;
         }
@@ -72,11 +72,13 @@ impl Check {
 }
 
 /// What a start would find in its way. Who may not read the state may not start either, and hears of
-/// that by the other findings.
+/// that by the other findings. The kernel is asked for what rules need only where the rest is there: it would
+/// refuse for want of that.
 async fn obstacles(
     netlink: &Netlink,
     config: &Config,
     store: Store,
+    can_run: bool,
 ) -> Result<Vec<String>, NetlinkError> {
     let state = match store.load_present() {
         Ok((state, _)) => state,
@@ -86,5 +88,9 @@ async fn obstacles(
         Err(error) => return Ok(vec![error.to_string()]),
     };
     let wanted = preflight::wanted(config, &state);
-    preflight::obstacles(netlink, &wanted, &state, store.directory()).await
+    let mut lines = preflight::obstacles(netlink, &wanted, &state, store.directory()).await?;
+    if can_run {
+        lines.extend(preflight::policy_obstacles(config, &state).await);
+    }
+    Ok(lines)
 }

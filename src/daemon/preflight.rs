@@ -10,6 +10,7 @@ use crate::{
     container::devices::{address_of, carries_a_namespace, container_of},
     netlink::{Link, Netlink, NetlinkError},
     overlay::{conflicts::conflicts, names::gateway_mac, ruleset::Marks, wanted::WantedOverlay},
+    policy::{kernel, order::effective},
     shown::{PATH, cut},
     state::State,
 };
@@ -52,6 +53,16 @@ pub async fn obstacles(
     lines.extend(other_addresses(&links, state, directory));
     lines.extend(other_subnet(netlink, &links, wanted, state).await?);
     Ok(lines)
+}
+
+/// One line for each thing without which this kernel can't have the rules of `config` and `state`, if there are any.
+pub async fn policy_obstacles(config: &Config, state: &State) -> Vec<String> {
+    if effective(&state.policy, &config.policy).is_empty() {
+        return Vec::new();
+    }
+    let (labels, same_host) = tokio::join!(kernel::labels(), kernel::same_host());
+    let refused = labels.err().into_iter().chain(same_host.err());
+    refused.map(|reason| reason.to_string()).collect()
 }
 
 /// Living containers that the state does not know: it is that of another directory, or has been lost.

@@ -365,8 +365,17 @@ fn a_kernel_that_cannot_judge_everything_gets_no_rules_at_all() {
     Icmp.expect(&one, &two, true, "nothing is denied");
     alpha.stop();
     alpha.write_config(&alpha.default_config().extra(&rule("deny", &[])).to_string());
+    let stopped = alpha.snapshot();
     let said = alpha.try_start().expect_err("no start without its policy");
     assert!(said.contains("cannot judge packets"), "{said}");
+    assert_same(&stopped, &alpha.snapshot(), "after a refused start");
+    let config = alpha.config_path().display().to_string();
+    let check = alpha.oncache(&["check", "--config", &config]);
+    let checked = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(
+        !check.status.success() && checked.contains("MISSING  network policy: this kernel cannot"),
+        "check says what run says: {checked}"
+    );
 }
 
 #[test]

@@ -93,7 +93,8 @@ impl Node {
         let wanted = self.network.wanted();
         let record = self.network.record();
         let (state, directory) = (record.state(), record.directory());
-        let obstacles = preflight::obstacles(self.netlink(), &wanted, state, directory).await?;
+        let mut obstacles = preflight::obstacles(self.netlink(), &wanted, state, directory).await?;
+        obstacles.extend(preflight::policy_obstacles(self.network.config(), state).await);
         if !obstacles.is_empty() {
             return Err(DaemonError::Host(obstacles));
         }
