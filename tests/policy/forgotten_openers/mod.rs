@@ -204,6 +204,48 @@ fn an_allowed_flow_goes_on_as_long_as_its_opener_is_known() {
 }
 
 #[test]
+fn whoever_gets_an_address_next_has_opened_nothing() {
+    const CLIENT_PORT: u16 = 7300;
+    let lab = Lab::two_hosts(ONCACHE);
+    lab.start();
+    let alpha = lab.alpha();
+    let bind = |end: &Container, port| {
+        let socket = end.enter(|| UdpSocket::bind((end.ip, port)).expect("bind"));
+        socket.set_read_timeout(Some(SURELY)).expect("a time-out");
+        socket
+    };
+    let servers = [alpha.add_container("two"), lab.beta().add_container("far")];
+    for server in servers {
+        let former = alpha.add_container("former");
+        let answering = bind(&server, PORT);
+        {
+            let asking = bind(&former, CLIENT_PORT);
+            asking.send_to(b"x", (server.ip, PORT)).expect("sent");
+            let (_, from) = answering.recv_from(&mut [0; 8]).expect("asked");
+            answering.send_to(b"x", from).expect("sent");
+            assert!(asking.recv(&mut [0; 8]).is_ok(), "answered");
+        }
+        alpha.remove_container("former");
+        let address = former.ip.to_string();
+        let next = alpha.add_container_with("next", &["--ip", &address]);
+        let hearing = bind(&next, CLIENT_PORT);
+        alpha.apply_policy(&allow_only(&next, "udp"));
+        let _ = answering.send_to(b"x", (next.ip, CLIENT_PORT));
+        hearing.set_read_timeout(Some(NEVER)).expect("a time-out");
+        assert!(
+            hearing.recv(&mut [0; 8]).is_err(),
+            "{} is answered, and has not asked",
+            server.name
+        );
+        alpha.clear_policy();
+        hearing.set_read_timeout(Some(SURELY)).expect("a time-out");
+        let _ = answering.send_to(b"x", (next.ip, CLIENT_PORT));
+        assert!(hearing.recv(&mut [0; 8]).is_ok(), "without rules");
+        alpha.remove_container("next");
+    }
+}
+
+#[test]
 fn the_labels_know_what_a_flush_of_the_ruleset_forgets() {
     let lab = Lab::two_hosts(ONCACHE);
     lab.start();
