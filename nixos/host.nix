@@ -1,10 +1,10 @@
 # What a host's other programs must know of oncache, as data: one text for NixOS (module.nix) and for
 # every other distribution (reference.nix). Builtins only.
 #
-# Not here, because oncache sets it itself or leaves it alone on purpose (src/overlay/sysctl.rs):
+# Not here, because oncache sets it itself or leaves it alone on purpose (src/slow_path/own/sysctl.rs):
 # forwarding of its own devices, conntrack's settings; rp_filter, whose strict mode the overlay passes.
 rec {
-  # oncache's own devices (src/overlay/names.rs, src/container/devices.rs).
+  # oncache's own devices (src/slow_path/own/names.rs, src/container/devices.rs).
   bridge = "oncache0";
   vxlan = "oncache-vx0";
   room = "oncache-room0";

@@ -11,7 +11,7 @@ use crate::{
     daemon::{Lock, teardown, until_free},
     datapath::PIN_ROOT,
     netlink::Netlink,
-    overlay::sysctl::Sysctls,
+    slow_path::own::sysctl::Sysctls,
     state::Store,
 };
 

@@ -5,7 +5,7 @@ use tracing::{error, info};
 use crate::{
     config::{self, HostFacts},
     netlink::{Netlink, NetlinkError, underlay_facts},
-    overlay::sysctl::Sysctls,
+    slow_path::own::sysctl::Sysctls,
 };
 
 /// The host.

@@ -60,11 +60,11 @@ use crate::{
     datapath::DatapathError,
     netlink::{Netlink, NetlinkError, host_facts},
     nft::NftError,
-    overlay::{reconcile::ReconcileErrors, sysctl::SysctlError},
     peers,
     policy::kernel::PolicyError,
     probe::{Finding, Roots, probe},
     shown::{LINE, cut},
+    slow_path::own::{reconcile::ReconcileErrors, sysctl::SysctlError},
     state::{StateError, Store},
 };
 

@@ -15,9 +15,9 @@ use crate::{
         namespace,
     },
     control::api::AddContainer,
-    overlay::{names::BRIDGE, source_guard::Source, wanted::WantedOverlay},
     policy::order::{Local, Locals, Placed, effective},
     shown::{PATH, VALUE, cut},
+    slow_path::own::{names::BRIDGE, source_guard::Source, wanted::WantedOverlay},
     state::Container,
 };
 

@@ -13,11 +13,11 @@ use crate::{
     coherence::{Cause, Changed, watcher::Restore},
     netlink::{TableCopy, restore_tables, ruleset_generation},
     nft::TableName,
-    overlay::names::{SOURCE_TABLE, TABLE},
     policy::{
         self,
         opener::{SILENCE, YOUNG},
     },
+    slow_path::own::names::{SOURCE_TABLE, TABLE},
     stable_hash::fnv1a,
 };
 

@@ -13,12 +13,12 @@ use crate::{
     coherence::Changed,
     control::api::{Policy, PolicyRule},
     netlink::{Netlink, ruleset_generation},
-    overlay::names::{BRIDGE, gateway_mac},
     policy::{
         compile::{Bridging, SameHost, UNJUDGED},
         kernel,
         order::{Locals, Placed, absent},
     },
+    slow_path::own::names::{BRIDGE, gateway_mac},
 };
 
 /// What the daemon knows of the tables of the network policy without looking.

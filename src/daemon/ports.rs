@@ -10,7 +10,7 @@ use crate::{
     coherence::Changed,
     container::devices::container_mac,
     netlink::{BridgeEntry, Mac, Netlink, NetlinkError, format_mac},
-    overlay::names::BRIDGE,
+    slow_path::own::names::BRIDGE,
 };
 
 /// Makes the bridge's forwarding entries and the host's neighbours behind it those of the containers.

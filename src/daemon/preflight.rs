@@ -9,9 +9,11 @@ use crate::{
     config::Config,
     container::devices::{address_of, carries_a_namespace, container_of},
     netlink::{Link, Netlink, NetlinkError},
-    overlay::{conflicts::conflicts, names::gateway_mac, ruleset::Marks, wanted::WantedOverlay},
     policy::{kernel, order::effective},
     shown::{PATH, cut},
+    slow_path::own::{
+        conflicts::conflicts, names::gateway_mac, ruleset::Marks, wanted::WantedOverlay,
+    },
     state::State,
 };
 

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     coherence::{self, Changed, Scope},
     netlink::NetlinkError,
-    overlay::{
+    slow_path::own::{
         names::{BRIDGE, VXLAN},
         network_route,
         reconcile::reconcile,

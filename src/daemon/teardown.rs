@@ -10,8 +10,8 @@ use crate::{
     },
     datapath::{attach, pins},
     netlink::Netlink,
-    overlay::{names::DeviceNames, source_guard, sysctl::Sysctls, teardown::teardown},
     policy::kernel,
+    slow_path::own::{names::DeviceNames, source_guard, sysctl::Sysctls, teardown::teardown},
     state::{State, Store},
 };
 

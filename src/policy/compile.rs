@@ -29,7 +29,7 @@ use crate::{
         expression::{concat, ct_of, meta, payload, range, set_of},
         statement::{accept, count_in, drop, equal, go_back, goto, unequal},
     },
-    overlay::{
+    slow_path::own::{
         matches::{from_overlay, to_overlay},
         names::{BRIDGE, DEVICES},
     },

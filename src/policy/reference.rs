@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::{Action, Party, PortRange, Protocol, Rule},
     nft::Table,
-    overlay::names::GROUP,
+    slow_path::own::names::GROUP,
 };
 
 /// A packet's header, or one side of conntrack's tuple.

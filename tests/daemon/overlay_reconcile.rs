@@ -4,7 +4,7 @@
 use crate::overlay_hosts::{MARKS, apply, block_on, config, hosts, subnet, try_apply, underlay};
 use oncache::{
     netlink::Netlink,
-    overlay::{step::Step, sysctl::Sysctls, teardown::teardown, wanted::WantedOverlay},
+    slow_path::own::{step::Step, sysctl::Sysctls, teardown::teardown, wanted::WantedOverlay},
 };
 use oncache_testbed::Place;
 use serde_json::{Value, json};

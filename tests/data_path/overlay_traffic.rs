@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 use oncache::{
     container::devices::container_mac,
     netlink::{Netlink, PairEnd, PairKind},
-    overlay::wanted::WantedOverlay,
+    slow_path::own::wanted::WantedOverlay,
 };
 use oncache_testbed::Place;
 

@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use oncache::{
     config::{Attach, Cache, Config, Containers, MarkMask, Node, Overlay, Peer},
     netlink::{Netlink, PairEnd, PairKind},
-    overlay::{
+    slow_path::own::{
         reconcile::{ReconcileErrors, reconcile},
         ruleset::Marks,
         step::Step,

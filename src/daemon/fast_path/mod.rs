@@ -19,7 +19,7 @@ use crate::{
         clock, pins,
     },
     netlink::{Mac, PairKind, Timeout},
-    overlay::names::{gateway_mac, vtep_mac},
+    slow_path::own::names::{gateway_mac, vtep_mac},
 };
 
 /// The fast path, as far as there is one.

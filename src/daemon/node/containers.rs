@@ -16,8 +16,8 @@ use crate::{
     daemon::{DaemonError, fast_path, network::source_of, own_tables::Own},
     datapath::DatapathError,
     netlink::{NetlinkError, forget_connections},
-    overlay::{names::BRIDGE, source_guard},
     policy::opener::forget_openers,
+    slow_path::own::{names::BRIDGE, source_guard},
     state::Container,
 };
 

@@ -12,7 +12,7 @@ use crate::{
     container::devices,
     daemon::{DaemonError, clsact, fast_path::constants, preflight},
     log,
-    overlay::conflicts::conflicts,
+    slow_path::own::conflicts::conflicts,
 };
 
 /// How long packets with marks of another meaning may still be on the slow path.

@@ -6,8 +6,8 @@ use crate::{
     control::api::{CacheStatus, Flushed, HitRatio, PeerInfo, Policy, RefusedCount, Stats, Status},
     daemon::{DaemonError, policy},
     datapath::{Datapath, DatapathError, caches::Caches, clock, counters::FlowTurnover},
-    overlay::refused::refused,
     probe::{Roots, probe},
+    slow_path::own::refused::refused,
 };
 
 impl Node {

@@ -1,6 +1,6 @@
 use super::*;
-use crate::overlay::names::GROUP;
-use crate::overlay::wanted::tests::{MARKS, config};
+use crate::slow_path::own::names::GROUP;
+use crate::slow_path::own::wanted::tests::{MARKS, config};
 
 fn wanted() -> WantedOverlay {
     WantedOverlay::new(&config(), MARKS)

@@ -243,12 +243,12 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Attach, Cache, Containers, MarkMask, Node, Overlay};
 
-    pub(in crate::overlay) const MARKS: Marks = Marks {
+    pub(in crate::slow_path::own) const MARKS: Marks = Marks {
         miss: 0x00ff_0000,
         est: 0x0100_0000,
     };
 
-    pub(in crate::overlay) fn config() -> Config {
+    pub(in crate::slow_path::own) fn config() -> Config {
         let net = |text: &str| text.parse::<Ipv4Net>().expect("a network");
         let peer = |name: &str, host, subnet| Peer {
             name: name.into(),

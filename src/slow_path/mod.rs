@@ -1,0 +1,3 @@
+//! What carries a network's packets without the caches.
+
+pub mod own;
