@@ -3,12 +3,14 @@
 use std::{io::ErrorKind, path::PathBuf, process::ExitCode};
 
 use crate::{
+    coherence::own_tables::OwnTables,
     config,
     config::Config,
     daemon::{self, preflight},
     netlink::{Netlink, NetlinkError, host_facts},
     peers,
     probe::{Roots, Wishes, probe},
+    slow_path::{Endpoint, Wanted, own::OwnSlowPath},
     state::{StateError, Store},
 };
 
@@ -87,8 +89,12 @@ async fn obstacles(
         }
         Err(error) => return Ok(vec![error.to_string()]),
     };
-    let wanted = preflight::wanted(config, &state);
-    let mut lines = preflight::obstacles(netlink, &wanted, &state, store.directory()).await?;
+    let slow_path = OwnSlowPath::new(netlink.clone(), OwnTables::default());
+    let endpoints = state.containers.values().map(Endpoint::of).collect();
+    let wanted = Wanted::new(config, endpoints);
+    let directory = store.directory();
+    let mut lines =
+        preflight::obstacles(netlink, &slow_path, &wanted, &state, directory).await?;
     if can_run {
         lines.extend(preflight::policy_obstacles(config, &state).await);
     }

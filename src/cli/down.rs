@@ -7,11 +7,12 @@ use std::{
 };
 
 use crate::{
+    coherence::own_tables::OwnTables,
     control::client::Client,
     daemon::{Lock, teardown, until_free},
     datapath::PIN_ROOT,
     netlink::Netlink,
-    slow_path::own::sysctl::Sysctls,
+    slow_path::own::OwnSlowPath,
     state::Store,
 };
 
@@ -54,7 +55,7 @@ async fn without_daemon(socket: &Path, state: PathBuf) -> anyhow::Result<()> {
     let netlink = Netlink::new()?;
     teardown::down(
         &netlink,
-        &Sysctls::default(),
+        &OwnSlowPath::new(netlink.clone(), OwnTables::default()),
         &store,
         &state,
         Path::new(PIN_ROOT),

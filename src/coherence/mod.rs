@@ -12,6 +12,7 @@ mod cause;
 mod changed;
 mod commit;
 pub mod hindrance;
+pub mod own_tables;
 mod response;
 pub mod watcher;
 

@@ -9,7 +9,7 @@ use thiserror::Error;
 use tokio::{runtime, sync::mpsc};
 use tracing::debug;
 
-use super::{Changed, Coherence, Hold, Memory, Response};
+use super::{Changed, Coherence, Hold, Memory, Response, own_tables::OwnTables};
 use crate::netlink::{Event, Netlink, NetlinkError, Watch};
 
 /// What the node hears: that a comparison of the host with the wanted state is due, or why nothing
@@ -30,21 +30,13 @@ pub enum WatcherError {
     Ended,
 }
 
-/// Tables that the watcher puts back by itself as soon as they are hurt.
-pub trait Restore: Send + 'static {
-    /// Whether there is anything to put back from.
-    fn is_ready(&self) -> bool;
-
-    /// Puts back what is hurt. None if it can't be.
-    fn restore(&self) -> Option<Changed>;
-}
-
-/// Begins to watch: what changes after the call is noticed.
+/// Begins to watch: what changes after the call is noticed. What of `tables` is hurt is put back as soon as
+/// it is heard of.
 ///
 /// # Errors
 ///
 /// [`WatcherError`].
-pub fn spawn(coherence: Coherence, tables: impl Restore) -> Result<News, WatcherError> {
+pub fn spawn(coherence: Coherence, tables: OwnTables) -> Result<News, WatcherError> {
     // One place: a comparison that is due covers all changes before it.
     let (sender, news) = mpsc::channel(1);
     let (ready, begun) = blocking::sync_channel(1);
@@ -106,7 +98,7 @@ async fn listen(
     mut watch: Watch,
     mut memory: Memory,
     coherence: &Coherence,
-    tables: &impl Restore,
+    tables: &OwnTables,
     news: &mpsc::Sender<Result<(), NetlinkError>>,
 ) {
     loop {
@@ -138,7 +130,7 @@ async fn listen(
 
 /// Puts back what is hurt of oncache's tables, learning being held. Returns whether a comparison is
 /// due.
-fn mend(coherence: &Coherence, tables: &impl Restore) -> bool {
+fn mend(coherence: &Coherence, tables: &OwnTables) -> bool {
     let hold = coherence.held(Hold::Tables);
     let Some(mended) = tables.restore() else {
         // What can't be put back at once is left to the comparison, which then ends the hold.

@@ -90,7 +90,7 @@ fn mac(role: u8, container: Ipv4Addr) -> Mac {
 }
 
 /// What the bridge does at a container's port. It learns nothing from containers, and sends each only what is
-/// for it: `daemon::ports` tells it who is where. Of the addresses that bridges keep for themselves it takes frames
+/// for it: `SlowPath::place` tells it who is where. Of the addresses that bridges keep for themselves it takes frames
 /// in as any other's, which the guard then drops; otherwise they would get to the host past the guard
 /// (net/bridge/br_input.c, `br_handle_frame`). Only MAC pause frames (x = 1) cannot be taken in: they are dropped.
 pub(crate) const PORT: PortSettings = PortSettings {

@@ -12,13 +12,10 @@ mod host;
 mod lock;
 mod network;
 mod node;
-mod own_tables;
 mod policy;
-mod ports;
 pub mod preflight;
 mod record;
 mod signals;
-mod slow_path;
 pub mod teardown;
 
 use std::{
@@ -41,14 +38,13 @@ use self::{
     host::Host,
     network::Network,
     node::Node,
-    own_tables::OwnTables,
     record::Record,
     signals::{Asked, Signals},
-    slow_path::SlowPath,
 };
 use crate::{
     coherence::{
         Coherence,
+        own_tables::OwnTables,
         watcher::{self, News, WatcherError},
     },
     config::{self, Chosen, Config, ConfigErrors, ConfigFile},
@@ -59,12 +55,14 @@ use crate::{
     control::server::{self, Request, SocketError},
     datapath::DatapathError,
     netlink::{Netlink, NetlinkError, host_facts},
-    nft::NftError,
     peers,
     policy::kernel::PolicyError,
     probe::{Finding, Roots, probe},
     shown::{LINE, cut},
-    slow_path::own::{reconcile::ReconcileErrors, sysctl::SysctlError},
+    slow_path::{
+        SlowPathError,
+        own::{self, OwnSlowPath, sysctl::SysctlError},
+    },
     state::{StateError, Store},
 };
 
@@ -110,11 +108,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// The slow path.
-    #[error("set up the overlay: {0}")]
-    Overlay(#[from] ReconcileErrors),
-    /// Source validation.
     #[error(transparent)]
-    Nft(#[from] NftError),
+    SlowPath(#[from] SlowPathError),
     /// The network policy.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -230,12 +225,14 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
     server::check(&paths.socket).await?;
     // Before the first look at the host, so that no change falls between the two.
     let coherence = Coherence::default();
-    let own_tables = OwnTables::default();
+    let own_tables = OwnTables::new(own::TABLES.into_iter().chain(crate::policy::TABLES));
     let news = watcher::spawn(coherence.clone(), own_tables.clone())?;
+    let slow_path = OwnSlowPath::new(netlink.clone(), own_tables.clone());
     let mut node = Node::new(
         Host::new(netlink, netkit),
         Network::new(file, config, Record::open(store)?),
-        SlowPath::new(own_tables),
+        slow_path,
+        own_tables,
         coherence,
     );
     node.refuse_obstacles().await?;

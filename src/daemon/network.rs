@@ -5,19 +5,19 @@ use std::{
     net::Ipv4Addr,
 };
 
-use super::{DaemonError, preflight, record::Record};
+use super::{DaemonError, record::Record};
 use crate::{
     config::{Chosen, Config, ConfigFile, check_name},
     container::{
         ContainerError,
         addresses::{self, claim, next_free},
-        devices::{HostDevice, Uplink, container_mac, host_device},
+        devices::{HostDevice, Uplink, host_device},
         namespace,
     },
     control::api::AddContainer,
     policy::order::{Local, Locals, Placed, effective},
     shown::{PATH, VALUE, cut},
-    slow_path::own::{names::BRIDGE, source_guard::Source, wanted::WantedOverlay},
+    slow_path::{Endpoint, Wanted},
     state::Container,
 };
 
@@ -92,9 +92,21 @@ impl Network {
         }
     }
 
-    /// The slow path that configuration and containers ask for.
-    pub fn wanted(&self) -> WantedOverlay {
-        preflight::wanted(&self.config, self.record.state())
+    /// What configuration and containers ask of a slow path.
+    pub fn wanted(&self) -> Wanted<'_> {
+        Wanted::new(&self.config, self.endpoints())
+    }
+
+    /// The containers as a slow path sees them.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        let containers = self.containers().iter();
+        containers
+            .map(|(name, container)| Endpoint {
+                index: self.device(name).map(|device| device.index),
+                silent: self.is_silent(name),
+                ..Endpoint::of(container)
+            })
+            .collect()
     }
 
     /// The containers by name.
@@ -123,11 +135,11 @@ impl Network {
         !self.config.overlay.subnet.contains(&ip)
     }
 
-    /// What a container is connected to.
-    pub fn uplink(&self) -> Uplink<'static> {
+    /// What a container is connected to where the slow path's bridge has this name.
+    pub fn uplink<'a>(&self, bridge: &'a str) -> Uplink<'a> {
         let overlay = &self.config.overlay;
         Uplink {
-            bridge: BRIDGE,
+            bridge,
             subnet: overlay.subnet,
             network: overlay.network,
             gateway: overlay.gateway(),
@@ -186,15 +198,6 @@ impl Network {
         let news = self.silent != silent;
         self.silent = silent;
         news
-    }
-
-    /// Who may send, but for the holder of an address that is being taken away.
-    pub fn sources(&self, but: Option<Ipv4Addr>) -> BTreeSet<Source> {
-        let containers = self.containers().values();
-        containers
-            .filter(|container| Some(container.ip) != but)
-            .map(source_of)
-            .collect()
     }
 
     /// The rules of the network policy, in the order in which they are tried.
@@ -293,15 +296,6 @@ impl Network {
             route: request.route,
             pending: true,
         })
-    }
-}
-
-/// What the container may send from.
-pub fn source_of(container: &Container) -> Source {
-    Source {
-        device: container.device.clone(),
-        mac: container_mac(container.ip),
-        ip: container.ip,
     }
 }
 

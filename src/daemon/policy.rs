@@ -4,21 +4,17 @@ use std::collections::HashMap;
 
 use tracing::{info, warn};
 
-use super::{
-    DaemonError,
-    network::Network,
-    own_tables::{Own, OwnTables},
-};
+use super::{DaemonError, network::Network};
 use crate::{
-    coherence::Changed,
+    coherence::{Changed, own_tables::OwnTables},
     control::api::{Policy, PolicyRule},
-    netlink::{Netlink, ruleset_generation},
+    netlink::{Mac, Netlink, ruleset_generation},
     policy::{
+        TABLES,
         compile::{Bridging, SameHost, UNJUDGED},
         kernel,
         order::{Locals, Placed, absent},
     },
-    slow_path::own::names::{BRIDGE, gateway_mac},
 };
 
 /// What the daemon knows of the tables of the network policy without looking.
@@ -50,7 +46,8 @@ struct Settled {
 }
 
 impl PolicyTables {
-    /// Makes the kernel's rules those that are wanted.
+    /// Makes the kernel's rules those that are wanted. `bridge` is the one that containers' devices are ports
+    /// of, with its MAC address.
     ///
     /// # Errors
     ///
@@ -59,11 +56,15 @@ impl PolicyTables {
         &mut self,
         netlink: &Netlink,
         network: &Network,
+        bridge: (&str, Mac),
         own_tables: &OwnTables,
     ) -> Result<Changed, DaemonError> {
         let rules = network.rules();
         let none = rules.is_empty();
-        match self.try_mend(netlink, network, own_tables, rules).await {
+        match self
+            .try_mend(netlink, network, bridge, own_tables, rules)
+            .await
+        {
             // Without rules the tables remember who opens flows for rules to come, and no more.
             Err(DaemonError::Policy(reason)) if none => {
                 let reason = reason.to_string();
@@ -81,6 +82,7 @@ impl PolicyTables {
         &mut self,
         netlink: &Netlink,
         network: &Network,
+        (bridge, mac): (&str, Mac),
         own_tables: &OwnTables,
         rules: Vec<Placed>,
     ) -> Result<Changed, DaemonError> {
@@ -97,20 +99,20 @@ impl PolicyTables {
         self.same_host = same_host;
         let mut changed = Changed::nothing();
         let by_hooks = count > 0 && same_host == Some(SameHost::InetHooks);
-        if by_hooks && netlink.bridge_netfilter(BRIDGE).await? != Some(true) {
+        if by_hooks && netlink.bridge_netfilter(bridge).await? != Some(true) {
             self.hooks_off = false;
-            netlink.set_bridge_netfilter(BRIDGE, true).await?;
+            netlink.set_bridge_netfilter(bridge, true).await?;
             changed = Changed::mended(true);
         }
         let had_rules = self.in_force > 0;
         let bridging = Bridging {
             same_host: same_host.unwrap_or(SameHost::InetHooks),
-            mac: gateway_mac(network.config().overlay.gateway()),
+            mac,
         };
         let replaced = self.compare(network, own_tables, rules, bridging).await?;
         if !by_hooks && !self.hooks_off {
-            if netlink.bridge_netfilter(BRIDGE).await? == Some(true) {
-                netlink.set_bridge_netfilter(BRIDGE, false).await?;
+            if netlink.bridge_netfilter(bridge).await? == Some(true) {
+                netlink.set_bridge_netfilter(bridge, false).await?;
             }
             self.hooks_off = true;
         }
@@ -157,8 +159,7 @@ impl PolicyTables {
         }
         self.settled = None;
         let source = (&now.rules, &now.locals, now.bridging);
-        let tables = [Own::Policy, Own::BridgePolicy];
-        own_tables.make_from(&tables, &source);
+        own_tables.make_from(&TABLES, &source);
         let changed = kernel::reconcile(&now.rules, &now.locals, bridging, running).await?;
         // What was changed is looked at once more: nft may have been told otherwise meanwhile.
         self.settled = (!changed).then_some(now);

@@ -3,57 +3,38 @@
 
 use std::path::Path;
 
-use oncache_abi::mark::MarkField;
+use ipnet::Ipv4Net;
 
 use crate::{
-    config::Config,
     container::devices::{address_of, carries_a_namespace, container_of},
     netlink::{Link, Netlink, NetlinkError},
     policy::{kernel, order::effective},
     shown::{PATH, cut},
-    slow_path::own::{
-        conflicts::conflicts, names::gateway_mac, ruleset::Marks, wanted::WantedOverlay,
-    },
+    slow_path::{SlowPath, Wanted},
     state::State,
 };
 
 /// How many containers a line names.
 const NAMED: usize = 5;
 
-/// The slow path that `config` and the containers of `state` ask for.
-#[must_use]
-pub fn wanted(config: &Config, state: &State) -> WantedOverlay {
-    let field = MarkField::trusted(config.cache.mark_mask.bits());
-    let marks = Marks {
-        miss: field.miss_bits(),
-        est: field.established_bit(),
-    };
-    let subnet = config.overlay.subnet;
-    let held = state.containers.values().map(|container| container.ip);
-    let visitors = held.filter(|ip| !subnet.contains(ip));
-    WantedOverlay::new(config, marks).with_visitors(visitors)
-}
-
-/// One line for each obstacle to `wanted` with the containers of `state`, which is that of `directory`.
+/// One line for each obstacle to `wanted` by `slow_path` with the containers of `state`, which is that of
+/// `directory`.
 ///
 /// # Errors
 ///
 /// [`NetlinkError`]: the host can't be looked at.
 pub async fn obstacles(
     netlink: &Netlink,
-    wanted: &WantedOverlay,
+    slow_path: &impl SlowPath,
+    wanted: &Wanted<'_>,
     state: &State,
     directory: &Path,
 ) -> Result<Vec<String>, NetlinkError> {
     let links = netlink.links().await?;
-    let mut lines: Vec<String> = conflicts(netlink, wanted)
-        .await?
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let mut lines = slow_path.obstacles(wanted).await?;
     lines.extend(strangers(&links, state, directory));
     lines.extend(other_addresses(&links, state, directory));
-    lines.extend(other_subnet(netlink, &links, wanted, state).await?);
+    lines.extend(other_subnet(slow_path, &links, wanted, state).await?);
     Ok(lines)
 }
 
@@ -115,9 +96,9 @@ fn other_addresses(links: &[Link], state: &State, directory: &Path) -> Option<St
 
 /// Another subnet than the one that the containers' gateway is of. They would lose it.
 async fn other_subnet(
-    netlink: &Netlink,
+    slow_path: &impl SlowPath,
     links: &[Link],
-    wanted: &WantedOverlay,
+    wanted: &Wanted<'_>,
     state: &State,
 ) -> Result<Option<String>, NetlinkError> {
     let living = |name: &str| {
@@ -130,20 +111,12 @@ async fn other_subnet(
         .filter(|(name, container)| !container.pending && living(name))
         .map(|(name, container)| format!("container {name} ({})", container.ip))
         .collect();
-    let Some(bridge) = links.iter().find(|link| link.name == wanted.names.bridge) else {
-        return Ok(None);
-    };
     if containers.is_empty() {
         return Ok(None);
     }
-    // The bridge's link-layer address says which of its addresses is the gateway.
-    let addresses = netlink.addresses().await?;
-    let former = addresses
-        .iter()
-        .filter(|entry| entry.device == bridge.index)
-        .map(|entry| entry.address)
-        .find(|address| bridge.mac == Some(gateway_mac(address.addr())));
-    let wanted = wanted.bridge.address;
+    let former = slow_path.present_gateway().await?;
+    let wanted = &wanted.config.overlay;
+    let wanted = Ipv4Net::new_assert(wanted.gateway(), wanted.subnet.prefix_len());
     Ok(former.filter(|former| *former != wanted).map(|former| {
         format!(
             "overlay.subnet {}: {} have {} of {} as their gateway; keep that subnet, or delete them under it first (`oncache container del`, or `oncache down` for all)",

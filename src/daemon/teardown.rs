@@ -11,7 +11,7 @@ use crate::{
     datapath::{attach, pins},
     netlink::Netlink,
     policy::kernel,
-    slow_path::own::{names::DeviceNames, source_guard, sysctl::Sysctls, teardown::teardown},
+    slow_path::SlowPath,
     state::{State, Store},
 };
 
@@ -37,7 +37,7 @@ impl fmt::Display for TeardownErrors {
 /// [`TeardownErrors`] with all that failed, after all was tried.
 pub async fn down(
     netlink: &Netlink,
-    sysctls: &Sysctls,
+    slow_path: &impl SlowPath,
     store: &Store,
     state: &State,
     pins_root: &Path,
@@ -77,17 +77,10 @@ pub async fn down(
         );
     }
     note(pins::remove_all(pins_root).map_err(|error| text(&error)));
-    note(source_guard::remove().await.map_err(|error| text(&error)));
     let policy = kernel::remove().await.map(|_| ());
     note(policy.map_err(|error| text(&error)));
-    let slow_path = teardown(
-        netlink,
-        sysctls,
-        &DeviceNames::of_only_network(),
-        state.tcp_be_liberal,
-    )
-    .await;
-    note(slow_path.map_err(|error| text(&error)));
+    let removed = slow_path.tear_down(state.tcp_be_liberal).await;
+    note(removed.map_err(|error| text(&error)));
     if failures.is_empty() {
         failures.extend(store.remove().err().map(|error| text(&error)));
     }

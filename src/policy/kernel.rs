@@ -8,13 +8,16 @@ use super::{
     opener::{SILENCE, YOUNG},
     order::{Locals, Placed},
 };
-use crate::nft::{
-    Anew, Family, ListedTable, NftError, Statement, Table, Transaction,
-    blame::{Blame, blame},
-    difference,
-    expression::ct,
-    run,
-    statement::{assign, has},
+use crate::{
+    netlink::TableCopy,
+    nft::{
+        Anew, Family, ListedTable, NftError, Statement, Table, TableName, Transaction,
+        blame::{Blame, blame},
+        difference,
+        expression::ct,
+        run,
+        statement::{assign, has},
+    },
 };
 
 /// More rules than this, of both origins, are refused: nft's time grows faster than their number, and
@@ -22,6 +25,15 @@ use crate::nft::{
 pub const MAX_RULES: usize = 2000;
 /// Present where the bridge can hand packets to the hooks of `inet` (net/bridge/br_netfilter_hooks.c).
 const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
+/// Changes a copy of one of the tables so that a table made from it takes flows for begun before it, whose
+/// openers nobody has seen.
+pub fn begin_young(table: TableName, copy: &mut TableCopy) {
+    if table == BRIDGE_TABLE {
+        // ETH_P_IP, in network byte order.
+        copy.begin_with(YOUNG, &[8, 0], u64::from(SILENCE) * 1000);
+    }
+}
 
 /// The policy can't be had. The rules in force are what they were.
 #[derive(Debug, thiserror::Error)]

@@ -34,3 +34,6 @@ pub const BRIDGE_TABLE: TableName = TableName {
     family: Family::Bridge,
     name: TABLE,
 };
+
+/// Both tables.
+pub const TABLES: [TableName; 2] = [INET_TABLE, BRIDGE_TABLE];

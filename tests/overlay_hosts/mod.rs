@@ -6,12 +6,14 @@ use ipnet::Ipv4Net;
 use oncache::{
     config::{Attach, Cache, Config, Containers, MarkMask, Node, Overlay, Peer},
     netlink::{Netlink, PairEnd, PairKind},
-    slow_path::own::{
-        reconcile::{ReconcileErrors, reconcile},
-        ruleset::Marks,
-        step::Step,
-        sysctl::Sysctls,
-        wanted::WantedOverlay,
+    slow_path::{
+        Marks,
+        own::{
+            reconcile::{ReconcileErrors, reconcile},
+            step::Step,
+            sysctl::Sysctls,
+            wanted::WantedOverlay,
+        },
     },
 };
 

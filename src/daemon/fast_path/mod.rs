@@ -19,7 +19,7 @@ use crate::{
         clock, pins,
     },
     netlink::{Mac, PairKind, Timeout},
-    slow_path::own::names::{gateway_mac, vtep_mac},
+    slow_path::{Encapsulation, Facts},
 };
 
 /// The fast path, as far as there is one.
@@ -74,10 +74,11 @@ impl FastPath {
 
     /// Loads and attaches the programs, over what an earlier daemon has pinned; or takes everything
     /// away where the fast path is switched off or can't be had. The overlay works without it.
-    pub fn start(&mut self, host: &Host, network: &mut Network) -> Changed {
+    /// `facts` are the slow path's.
+    pub fn start(&mut self, host: &Host, network: &mut Network, facts: &Facts) -> Changed {
         self.failure = None;
         if network.config().cache.enabled {
-            match self.try_start(host, network) {
+            match self.try_start(host, network, facts) {
                 Ok(changed) => return changed,
                 Err(reason) => {
                     error!("no fast path, the overlay runs without: {reason}");
@@ -118,14 +119,19 @@ impl FastPath {
         }
     }
 
-    fn try_start(&mut self, host: &Host, network: &mut Network) -> Result<Changed, DaemonError> {
+    fn try_start(
+        &mut self,
+        host: &Host,
+        network: &mut Network,
+        facts: &Facts,
+    ) -> Result<Changed, DaemonError> {
         let config = network.config();
         let root = Path::new(PIN_ROOT);
         let sizes = Sizes {
             flows: config.cache.flows,
         };
         let mode = attach_mode(config.cache.attach);
-        let (datapath, epoch) = Datapath::load(root, &constants(config), sizes, mode)?;
+        let (datapath, epoch) = Datapath::load(root, &constants(config, facts), sizes, mode)?;
         // Where other maps are pinned, the programs that run may use those: then nobody has told
         // ours of what happened since they were in use last.
         let maps = pins::maps(root, sizes);
@@ -375,20 +381,21 @@ pub fn attach_mode(wanted: Attach) -> AttachMode {
     }
 }
 
-/// The programs' constants under `config`.
-pub fn constants(config: &Config) -> Constants {
+/// The programs' constants under `config`, where the slow path's facts are these.
+pub fn constants(config: &Config, facts: &Facts) -> Constants {
     let network = config.overlay.network;
+    let Encapsulation::Vxlan { vni, port } = facts.encapsulation;
     Constants {
-        host: u32::from(config.node.address).to_be(),
+        host: u32::from(facts.underlay).to_be(),
         network: u32::from(network.network()).to_be(),
         netmask: u32::from(network.netmask()).to_be(),
-        vni: (config.overlay.vni << 8).to_be(),
+        vni: (vni << 8).to_be(),
         mark_mask: config.cache.mark_mask.bits(),
-        mtu: config.overlay.mtu,
-        port: config.overlay.port.to_be(),
-        vtep: vtep_mac(config.node.address),
-        gateway: gateway_mac(config.overlay.gateway()),
-        gateway_address: u32::from(config.overlay.gateway()).to_be(),
+        mtu: facts.mtu,
+        port: port.to_be(),
+        vtep: facts.vtep,
+        gateway: facts.gateway_mac,
+        gateway_address: u32::from(facts.gateway).to_be(),
         flows: config.cache.flows,
         reserved: [0; 2],
     }

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use tracing::{info, warn};
 
 use super::Node;
-use crate::{coherence::Changed, container::devices, daemon::DaemonError, netlink::Link};
+use crate::{
+    coherence::Changed, container::devices, daemon::DaemonError, netlink::Link,
+    slow_path::SlowPath as _,
+};
 
 impl Node {
     /// Takes over the containers of an earlier daemon, and removes what it left half made.
@@ -63,7 +66,7 @@ impl Node {
 
     /// Puts the containers' host-side devices right and notices those that vanished.
     pub(super) async fn mend_containers(&mut self) -> Result<Changed, DaemonError> {
-        let uplink = self.network.uplink();
+        let uplink = self.network.uplink(self.slow_path.bridge());
         let mut changed = false;
         let mut vanished = Vec::new();
         let mut links = self.netlink().links().await?;
@@ -105,7 +108,7 @@ impl Node {
     /// Tells programs and bridge which containers are here.
     async fn tell_of_containers(&mut self) -> Result<Changed, DaemonError> {
         let told = self.fast_path.sync_containers(&self.network)?;
-        let ports = self.slow_path.mend_ports(&self.host, &self.network).await?;
+        let ports = self.slow_path.place(&self.network.endpoints()).await?;
         Ok(told.and(ports))
     }
 }

@@ -9,15 +9,15 @@ use crate::{
     coherence::{Cause, Changed},
     container::{
         ContainerError,
-        devices::{self, HostDevice, bring_up, connect, container_mac},
+        devices::{self, HostDevice, bring_up, connect},
         namespace,
     },
     control::api::{AddContainer, ContainerInfo},
-    daemon::{DaemonError, fast_path, network::source_of, own_tables::Own},
+    daemon::{DaemonError, fast_path},
     datapath::DatapathError,
-    netlink::{NetlinkError, forget_connections},
+    netlink::forget_connections,
     policy::opener::forget_openers,
-    slow_path::own::{names::BRIDGE, source_guard},
+    slow_path::{Endpoint, SlowPath as _},
     state::Container,
 };
 
@@ -61,7 +61,8 @@ impl Node {
     async fn make(&mut self, name: &str) -> Result<ContainerInfo, DaemonError> {
         let container = self.network.container(name)?.clone();
         self.network.record().save()?;
-        let uplink = self.network.uplink();
+        let bridge = self.slow_path.bridge().to_owned();
+        let uplink = self.network.uplink(&bridge);
         let kind = uplink.kind;
         let index = connect(self.netlink(), name, &container, uplink).await?;
         self.network.connect(name, HostDevice { index, kind });
@@ -70,11 +71,10 @@ impl Node {
         self.sync_containers()?.owes_nothing();
         // All of it before the device is up: its first frame finds its source known, the rules
         // that name it in force, the programs there, and nothing left of whoever had the address before.
-        let source = source_of(&container);
-        self.slow_path.tables().forget(&[Own::Sources]);
+        let endpoint = Endpoint::of(&container);
         let programs = async { self.fast_path.attach_to_container(&container.device, kind) };
         let (allowed, forgotten, openers, attached) = tokio::join!(
-            source_guard::allow(&source),
+            self.slow_path.allow(&endpoint),
             forget_connections(container.ip),
             forget_openers(container.ip),
             programs,
@@ -98,7 +98,7 @@ impl Node {
             Changed::nothing()
         };
         bring_up(self.netlink(), name, &container, uplink).await?;
-        self.greet(&container).await?;
+        self.slow_path.announce(&endpoint).await?;
         self.commit(moved);
         let given_out = !self.network.is_visitor(container.ip);
         let record = self.network.record_mut();
@@ -141,20 +141,20 @@ impl Node {
         let mut failures: Vec<DaemonError> = Vec::new();
         // The device first: it takes its programs along, each of which by itself takes a grace
         // period to detach (kernel/bpf/tcx.c, `tcx_link_release`).
-        let source = source_of(&container);
-        self.slow_path.tables().forget(&[Own::Sources]);
+        let endpoint = Endpoint::of(&container);
         let (removed, forbidden) = tokio::join!(
             devices::remove(self.netlink(), name, &container),
-            source_guard::forbid(&source),
+            self.slow_path.forbid(&endpoint),
         );
         failures.extend(removed.err().map(DaemonError::from));
         let mut changed = Changed::nothing();
         if forbidden.is_err() {
             // It may have gone with the table, or never have been in it: look, and mend it.
-            let sources = self.network.sources(Some(container.ip));
-            match self.slow_path.guard(&sources).await {
+            let mut others = self.network.endpoints();
+            others.retain(|other| other.ip != container.ip);
+            match self.slow_path.guard(&others).await {
                 Ok(guarded) => changed = guarded,
-                Err(failure) => failures.push(failure),
+                Err(failure) => failures.push(failure.into()),
             }
         }
         failures.extend(
@@ -175,7 +175,7 @@ impl Node {
         let (forgotten, openers, neighbour) = tokio::join!(
             forget_connections(container.ip),
             forget_openers(container.ip),
-            self.forget_neighbour(container.ip),
+            self.slow_path.forget(container.ip),
         );
         failures.extend(forgotten.err().map(DaemonError::from));
         failures.extend(openers.err().map(DaemonError::from));
@@ -213,28 +213,6 @@ impl Node {
 
     fn sync_containers(&mut self) -> Result<Changed, DatapathError> {
         self.fast_path.sync_containers(&self.network)
-    }
-
-    /// Tells the host's own neighbour table where an address is. It asks nobody: whoever answers first would
-    /// be believed.
-    async fn greet(&self, container: &Container) -> Result<(), NetlinkError> {
-        let bridge = self.netlink().index_of(BRIDGE).await?;
-        let mac = container_mac(container.ip);
-        self.netlink()
-            .replace_neighbour(bridge, container.ip, mac)
-            .await
-    }
-
-    /// What is for the container would be sent to where nobody is.
-    async fn forget_neighbour(&self, ip: Ipv4Addr) -> Result<(), NetlinkError> {
-        let gone = async {
-            let bridge = self.netlink().index_of(BRIDGE).await?;
-            self.netlink().delete_neighbour(bridge, ip).await
-        };
-        match gone.await {
-            Err(error) if !error.is_absent() => Err(error),
-            _ => Ok(()),
-        }
     }
 
     /// Makes the containers here ask anew where these addresses are: their neighbour tables would go
@@ -278,6 +256,6 @@ impl Node {
 
     /// Lets every container send from its own addresses, and from no others.
     pub(super) async fn guard_sources(&self) -> Result<Changed, DaemonError> {
-        self.slow_path.guard(&self.network.sources(None)).await
+        Ok(self.slow_path.guard(&self.network.endpoints()).await?)
     }
 }

@@ -17,26 +17,29 @@ use super::{
     network::Network,
     policy::PolicyTables,
     preflight,
-    slow_path::SlowPath,
     teardown::{self, TeardownErrors},
 };
 use crate::{
-    coherence::{Cause, Changed, Coherence, Hold},
+    coherence::{Cause, Changed, Coherence, Hold, own_tables::OwnTables},
     config::{Chosen, Config, HostFacts},
     datapath::PIN_ROOT,
     log,
     netlink::{Netlink, format_mac, ruleset_generation},
     peers,
+    policy::kernel,
+    slow_path::{SlowPath, own::OwnSlowPath},
 };
 
 /// What the daemon knows and holds.
 pub struct Node {
     host: Host,
     network: Network,
-    slow_path: SlowPath,
+    slow_path: OwnSlowPath,
     fast_path: FastPath,
     /// What is known of the tables of the network policy.
     policy_tables: PolicyTables,
+    /// Copies of slow path's and policy's tables, for the watcher.
+    own_tables: OwnTables,
     coherence: Coherence,
     /// The last failure of a reconciliation: said once, not every few seconds.
     last_failure: Option<String>,
@@ -44,13 +47,20 @@ pub struct Node {
 
 impl Node {
     /// A node that has touched nothing yet.
-    pub fn new(host: Host, network: Network, slow_path: SlowPath, coherence: Coherence) -> Self {
+    pub fn new(
+        host: Host,
+        network: Network,
+        slow_path: OwnSlowPath,
+        own_tables: OwnTables,
+        coherence: Coherence,
+    ) -> Self {
         Self {
             host,
             network,
             slow_path,
             fast_path: FastPath::new(coherence.clone()),
             policy_tables: PolicyTables::default(),
+            own_tables,
             coherence,
             last_failure: None,
         }
@@ -93,7 +103,9 @@ impl Node {
         let wanted = self.network.wanted();
         let record = self.network.record();
         let (state, directory) = (record.state(), record.directory());
-        let mut obstacles = preflight::obstacles(self.netlink(), &wanted, state, directory).await?;
+        let mut obstacles =
+            preflight::obstacles(self.netlink(), &self.slow_path, &wanted, state, directory)
+                .await?;
         obstacles.extend(preflight::policy_obstacles(self.network.config(), state).await);
         if !obstacles.is_empty() {
             return Err(DaemonError::Host(obstacles));
@@ -161,7 +173,8 @@ impl Node {
     }
 
     fn start_fast_path(&mut self) -> Changed {
-        self.fast_path.start(&self.host, &mut self.network)
+        let facts = self.slow_path.facts(self.network.config());
+        self.fast_path.start(&self.host, &mut self.network, &facts)
     }
 
     /// Compares the host with the wanted state and mends the difference.
@@ -174,7 +187,11 @@ impl Node {
                 self.last_failure = None;
                 if changed.is_nothing() {
                     let young = self.policy_tables.may_be_unwatched(&self.network);
-                    self.slow_path.tables().keep(generation, young);
+                    self.own_tables.keep(generation, |table, copy| {
+                        if young {
+                            kernel::begin_young(table, copy);
+                        }
+                    });
                 }
                 self.commit(changed);
                 // What the watcher could not put back is back.
@@ -248,17 +265,29 @@ impl Node {
 
     /// Applies what the slow path lacks.
     async fn mend_overlay(&mut self) -> Result<Changed, DaemonError> {
-        let mended = self.slow_path.mend(&self.host, &mut self.network).await;
-        let scope = self.slow_path.scope(&self.host, &self.network).await?;
+        let mended = self.slow_path.reconcile(&self.network.wanted()).await;
+        let record = self.network.record_mut();
+        let news = record.note_tcp_be_liberal(self.slow_path.former_tcp_be_liberal());
+        let noted = if news { record.save() } else { Ok(()) };
+        let scope = self.slow_path.scope(&self.network.wanted()).await?;
         self.coherence.set_scope(scope);
-        mended
+        noted?;
+        Ok(mended?)
     }
 
     /// Makes the kernel's rules those of the network policy.
     async fn mend_policy(&mut self) -> Result<Changed, DaemonError> {
-        let tables = self.slow_path.tables();
+        let bridging = (
+            self.slow_path.bridge(),
+            self.slow_path.facts(self.network.config()).gateway_mac,
+        );
         self.policy_tables
-            .mend(self.host.netlink(), &self.network, tables)
+            .mend(
+                self.host.netlink(),
+                &self.network,
+                bridging,
+                &self.own_tables,
+            )
             .await
     }
 
@@ -268,12 +297,12 @@ impl Node {
     ///
     /// [`TeardownErrors`] with all that stayed.
     pub async fn down(&mut self) -> Result<(), TeardownErrors> {
-        self.slow_path.tables().forget_all();
+        self.own_tables.forget_all();
         self.fast_path.let_go();
         let record = self.network.record();
         teardown::down(
             self.host.netlink(),
-            self.host.sysctls(),
+            &self.slow_path,
             record.store(),
             record.state(),
             Path::new(PIN_ROOT),

@@ -10,9 +10,9 @@ use crate::{
     coherence::{Cause, Changed},
     config::{Config, ConfigFile},
     container::devices,
-    daemon::{DaemonError, clsact, fast_path::constants, preflight},
+    daemon::{DaemonError, clsact, fast_path::constants},
     log,
-    slow_path::own::conflicts::conflicts,
+    slow_path::{Facts, SlowPath as _, Wanted},
 };
 
 /// How long packets with marks of another meaning may still be on the slow path.
@@ -32,10 +32,11 @@ enum Effect {
     Restart,
 }
 
-fn effect(old: &Config, new: &Config) -> Effect {
+/// `facts` are the slow path's under a configuration.
+fn effect(old: &Config, new: &Config, facts: impl Fn(&Config) -> Facts) -> Effect {
     let loaded = |config: &Config| {
         (
-            constants(config),
+            constants(config, &facts(config)),
             config.node.underlay.clone(),
             config.node.underlay_index,
             config.cache.enabled,
@@ -83,13 +84,12 @@ impl Node {
     /// Refuses a configuration that wants what is somebody else's, before anything is given up for it: a
     /// VXLAN device has to go before one with another VNI can come.
     async fn refuse_taken(&self, config: &Config) -> Result<(), DaemonError> {
-        let wanted = preflight::wanted(config, self.network.record().state());
-        let taken = conflicts(self.netlink(), &wanted).await?;
+        let wanted = Wanted::new(config, self.network.endpoints());
+        let taken = self.slow_path.obstacles(&wanted).await?;
         if taken.is_empty() {
             return Ok(());
         }
-        let lines = taken.iter().map(ToString::to_string);
-        Err(DaemonError::Host(lines.collect()))
+        Err(DaemonError::Host(taken))
     }
 
     /// As [`Node::reconfigure`], for whatever `cause`; `object` says of what.
@@ -109,7 +109,8 @@ impl Node {
             });
         }
         self.network.check_addresses(&config)?;
-        let mut effect = effect(self.network.config(), &config);
+        let facts = |config: &Config| self.slow_path.facts(config);
+        let mut effect = effect(self.network.config(), &config, facts);
         if config.cache.enabled && !self.fast_path.is_on() {
             // What kept it away may be mended.
             effect = effect.max(Effect::Load);
@@ -119,7 +120,7 @@ impl Node {
             tokio::time::sleep(MARKS_SETTLE).await;
         }
         let old = self.network.replace_config(config);
-        self.slow_path.tables().forget_all();
+        self.own_tables.forget_all();
         let changed = match self.take_over(&old).await {
             Ok(changed) => changed,
             Err(failure) => {
@@ -129,7 +130,8 @@ impl Node {
             }
         };
         log::set_level(self.network.config().log.level);
-        let (uplink, network) = (self.network.uplink(), old.overlay.network);
+        let uplink = self.network.uplink(self.slow_path.bridge());
+        let network = old.overlay.network;
         for (name, container) in self.network.containers() {
             let told = devices::change_network(name, container, uplink, network).await;
             if let Err(reason) = told {
@@ -163,7 +165,7 @@ impl Node {
     async fn return_to_old(&mut self, effect: Effect) {
         // Packets went by the new one for a moment, whatever of it has to be taken back.
         let mut taken_back = Changed::new(Cause::Reload, "taken back");
-        self.slow_path.tables().forget_all();
+        self.own_tables.forget_all();
         match self.mend_overlay().await {
             Ok(changed) => taken_back = taken_back.covering(changed),
             Err(reason) => error!("return to the old configuration: {reason}"),
@@ -228,6 +230,7 @@ mod tests {
     use crate::{
         config::{DeviceFacts, HostFacts, parse},
         peers,
+        slow_path::own,
     };
 
     const TEXT: &str = r#"
@@ -290,7 +293,7 @@ mod tests {
             ("0x0fff0000", "0x00ffff00", Effect::Restart),
         ] {
             let new = config(&TEXT.replacen(from, to, 1));
-            assert_eq!(effect(&old, &new), expected, "{from} -> {to}");
+            assert_eq!(effect(&old, &new, own::facts), expected, "{from} -> {to}");
         }
     }
 }

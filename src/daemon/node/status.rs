@@ -7,7 +7,7 @@ use crate::{
     daemon::{DaemonError, policy},
     datapath::{Datapath, DatapathError, caches::Caches, clock, counters::FlowTurnover},
     probe::{Roots, probe},
-    slow_path::own::refused::refused,
+    slow_path::SlowPath as _,
 };
 
 impl Node {
@@ -42,7 +42,7 @@ impl Node {
             None => (Vec::new(), FlowTurnover::default()),
         };
         let (invalidations, since) = self.coherence.counts();
-        let refused = refused().await?;
+        let refused = self.slow_path.refused().await?;
         let forged = refused.iter().filter(|(reason, _)| reason.is_forged());
         let spoofed = forged.map(|(_, packets)| packets).sum();
         let refused = refused.iter().filter(|(_, packets)| **packets != 0);

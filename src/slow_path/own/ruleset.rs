@@ -15,10 +15,13 @@ use super::{
     names::{BRIDGE, TABLE},
     tunnel_guard::{self, Tunnel},
 };
-use crate::nft::{
-    Hook, Statement, Table,
-    expression::{and, ct, flags, meta, or, payload},
-    statement::{accept, assign, drop, equal, has, masquerade, unequal},
+use crate::{
+    nft::{
+        Hook, Statement, Table,
+        expression::{and, ct, flags, meta, or, payload},
+        statement::{accept, assign, drop, equal, has, masquerade, unequal},
+    },
+    slow_path::Marks,
 };
 
 /// Priority of the chain that adds the est mark: behind `filter` (0) and `security` (50), where
@@ -26,15 +29,6 @@ use crate::nft::{
 const ESTABLISHED_PRIORITY: i32 = 100;
 /// `NF_IP_PRI_NAT_SRC`.
 const SOURCE_NAT_PRIORITY: i32 = 100;
-
-/// Which bits of `skb->mark` the est-mark rule reads and sets, host byte order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Marks {
-    /// A packet that has any of these missed the fast path and may be learned from.
-    pub miss: u32,
-    /// These say that conntrack holds its flow established.
-    pub est: u32,
-}
 
 /// The table for a host with containers of `network`.
 #[must_use]

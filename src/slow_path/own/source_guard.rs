@@ -24,6 +24,7 @@ use crate::{
         run,
         statement::{accept, equal, jump, unequal},
     },
+    slow_path::Endpoint,
 };
 
 /// The set of those who may send.
@@ -54,6 +55,15 @@ pub struct Source {
 }
 
 impl Source {
+    /// What an endpoint may send from.
+    pub(super) fn of(endpoint: &Endpoint) -> Self {
+        Self {
+            device: endpoint.device.clone(),
+            mac: endpoint.mac,
+            ip: endpoint.ip,
+        }
+    }
+
     /// What it may send from: its address, and none.
     fn elements(&self) -> [Expression; 2] {
         [self.ip, PROBING]

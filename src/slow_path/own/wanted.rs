@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 
 use super::{
     names::{DeviceNames, OwnDevice, gateway_mac, headroom_mac, vtep_mac},
-    ruleset::{self, Marks},
+    ruleset,
     sysctl::{self, Setting},
     tunnel_guard::{self, Tunnel},
 };
@@ -14,6 +14,7 @@ use crate::{
     config::{Config, Peer},
     netlink::{MAIN_TABLE, Mac, VxlanParameters},
     nft::Table,
+    slow_path::Marks,
 };
 
 /// The VXLAN device.

@@ -2,117 +2,90 @@
 //! changes, at once and without nft: while they are away, rules of the network policy stop nothing.
 
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tracing::{debug, info, warn};
 
+use super::{Cause, Changed};
 use crate::{
-    coherence::{Cause, Changed, watcher::Restore},
     netlink::{TableCopy, restore_tables, ruleset_generation},
     nft::TableName,
-    policy::{
-        self,
-        opener::{SILENCE, YOUNG},
-    },
-    slow_path::own::names::{SOURCE_TABLE, TABLE},
     stable_hash::fnv1a,
 };
-
-/// One of oncache's tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Own {
-    /// `inet oncache`: the slow path.
-    SlowPath,
-    /// `bridge oncache`: source validation.
-    Sources,
-    /// `inet oncache-policy`.
-    Policy,
-    /// `bridge oncache-policy`.
-    BridgePolicy,
-}
-
-impl Own {
-    const ALL: [Self; 4] = [
-        Self::SlowPath,
-        Self::Sources,
-        Self::Policy,
-        Self::BridgePolicy,
-    ];
-
-    const fn name(self) -> TableName {
-        match self {
-            Self::SlowPath => TABLE,
-            Self::Sources => SOURCE_TABLE,
-            Self::Policy => policy::INET_TABLE,
-            Self::BridgePolicy => policy::BRIDGE_TABLE,
-        }
-    }
-}
 
 /// A handle; its clones are one.
 ///
 /// Whoever changes one of the tables has its copy forgotten before, or the watcher would take the change
 /// for damage.
 #[derive(Clone, Default)]
-pub struct OwnTables(Arc<Mutex<Kept>>);
+pub struct OwnTables {
+    names: Arc<[TableName]>,
+    kept: Arc<Mutex<Kept>>,
+}
 
 #[derive(Default)]
 struct Kept {
-    copies: Vec<(Own, TableCopy)>,
+    copies: Vec<(TableName, TableCopy)>,
     /// The ruleset's when the copies were made.
     generation: Option<u32>,
     /// What the tables are made from, by a hash.
-    wanted: BTreeMap<Own, u64>,
+    wanted: HashMap<TableName, u64>,
 }
 
 impl OwnTables {
+    /// Tables of these names, none of which is copied yet.
+    #[must_use]
+    pub fn new(names: impl IntoIterator<Item = TableName>) -> Self {
+        Self {
+            names: names.into_iter().collect(),
+            kept: Arc::default(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets the copies of tables that are about to be changed.
-    pub(super) fn forget(&self, tables: &[Own]) {
+    pub fn forget(&self, tables: &[TableName]) {
         let mut kept = self.lock();
-        kept.copies.retain(|(own, _)| !tables.contains(own));
-        kept.wanted.retain(|own, _| !tables.contains(own));
+        kept.copies.retain(|(name, _)| !tables.contains(name));
+        kept.wanted.retain(|name, _| !tables.contains(name));
         kept.generation = None;
     }
 
-    pub(super) fn forget_all(&self) {
-        self.forget(&Own::ALL);
+    /// Forgets all copies.
+    pub fn forget_all(&self) {
+        self.forget(&self.names);
     }
 
     /// Forgets the copies of tables that are about to be made from `source`, unless they were before.
-    pub(super) fn make_from(&self, tables: &[Own], source: &impl fmt::Debug) {
+    pub fn make_from(&self, tables: &[TableName], source: &impl fmt::Debug) {
         let hash = fnv1a(format!("{source:?}").as_bytes());
-        let known = |own: &Own| self.lock().wanted.get(own) == Some(&hash);
+        let known = |name: &TableName| self.lock().wanted.get(name) == Some(&hash);
         if !tables.iter().all(known) {
             self.forget(tables);
-            let now = tables.iter().map(|own| (*own, hash));
+            let now = tables.iter().map(|name| (*name, hash));
             self.lock().wanted.extend(now);
         }
     }
 
     /// Copies the tables, which a comparison that began at `generation` has found to be as wanted.
-    /// `young`: flows may have begun before a table of the bridge's that has to be made anew.
-    pub(super) fn keep(&self, generation: Option<u32>, young: bool) {
+    /// `prepare` changes a copy where a table made from it has to begin otherwise.
+    pub fn keep(&self, generation: Option<u32>, prepare: impl Fn(TableName, &mut TableCopy)) {
         let mut kept = self.lock();
         if generation.is_none() || kept.generation == generation {
             return;
         }
         let mut copies = Vec::new();
-        for own in Own::ALL {
-            let TableName { family, name } = own.name();
-            match TableCopy::of(family.name(), name) {
+        for table in self.names.iter().copied() {
+            match TableCopy::of(table.family.name(), table.name) {
                 Ok(Some(mut copy)) => {
-                    if young && own == Own::BridgePolicy {
-                        // ETH_P_IP, in network byte order.
-                        copy.begin_with(YOUNG, &[8, 0], u64::from(SILENCE) * 1000);
-                    }
-                    copies.push((own, copy));
+                    prepare(table, &mut copy);
+                    copies.push((table, copy));
                 }
                 Ok(None) => {}
                 Err(reason) => debug!("{reason}"),
@@ -124,14 +97,14 @@ impl OwnTables {
             kept.generation = generation;
         }
     }
-}
 
-impl Restore for OwnTables {
-    fn is_ready(&self) -> bool {
+    /// Whether there is anything to put back from.
+    pub(super) fn is_ready(&self) -> bool {
         !self.lock().copies.is_empty()
     }
 
-    fn restore(&self) -> Option<Changed> {
+    /// Puts back what is hurt. None if it can't be.
+    pub(super) fn restore(&self) -> Option<Changed> {
         let kept = self.lock();
         let copies: Vec<TableCopy> = kept.copies.iter().map(|(_, copy)| copy.clone()).collect();
         match restore_tables(&copies) {

@@ -5,94 +5,88 @@ use std::collections::{HashMap, HashSet};
 
 use tracing::info;
 
-use super::network::Network;
+use super::reconcile::absent_is_done;
 use crate::{
     coherence::Changed,
-    container::devices::container_mac,
     netlink::{BridgeEntry, Mac, Netlink, NetlinkError, format_mac},
-    slow_path::own::names::BRIDGE,
+    slow_path::Endpoint,
 };
 
-/// Makes the bridge's forwarding entries and the host's neighbours behind it those of the containers.
+/// Makes the forwarding entries of the bridge called `bridge`, and the host's neighbours behind it, those of
+/// the containers whose devices are known.
 ///
 /// # Errors
 ///
 /// [`NetlinkError`].
-pub async fn mend(netlink: &Netlink, network: &Network) -> Result<Changed, NetlinkError> {
-    let bridge = match netlink.index_of(BRIDGE).await {
-        Ok(bridge) => bridge,
+pub(super) async fn mend(
+    netlink: &Netlink,
+    bridge: &str,
+    endpoints: &[Endpoint],
+) -> Result<Changed, NetlinkError> {
+    let index = match netlink.index_of(bridge).await {
+        Ok(index) => index,
         // It is mended before; if it has gone since, so has all that is on it.
         Err(error) if error.is_absent() => return Ok(Changed::nothing()),
         Err(error) => return Err(error),
     };
-    let entries = mend_entries(netlink, network, bridge).await?;
-    Ok(entries.and(mend_neighbours(netlink, network, bridge).await?))
+    let bridge = (bridge, index);
+    let entries = mend_entries(netlink, endpoints, bridge).await?;
+    Ok(entries.and(mend_neighbours(netlink, endpoints, bridge).await?))
 }
 
 async fn mend_entries(
     netlink: &Netlink,
-    network: &Network,
-    bridge: u32,
+    endpoints: &[Endpoint],
+    (bridge, index): (&str, u32),
 ) -> Result<Changed, NetlinkError> {
-    let ports = network.connected();
-    let ports: HashMap<u32, Mac> = ports
-        .map(|(_, container, device)| (device.index, container_mac(container.ip)))
-        .collect();
-    let present = netlink.bridge_entries(bridge).await?;
+    let ports = endpoints.iter();
+    let ports: HashMap<u32, Mac> = ports.filter_map(|it| Some((it.index?, it.mac))).collect();
+    let present = netlink.bridge_entries(index).await?;
     let (lacking, foreign) = differences(&ports, &present);
     for (port, mac) in &lacking {
         netlink.fix_bridge_entry(*port, *mac).await?;
-        info!("fix forwarding entry {} of {BRIDGE}", format_mac(*mac));
+        info!("fix forwarding entry {} of {bridge}", format_mac(*mac));
     }
     for (port, mac) in &foreign {
         absent_is_done(netlink.delete_bridge_entry(*port, *mac).await)?;
-        info!("delete forwarding entry {} of {BRIDGE}", format_mac(*mac));
+        info!("delete forwarding entry {} of {bridge}", format_mac(*mac));
     }
     Ok(Changed::mended(!lacking.is_empty() || !foreign.is_empty()))
 }
 
 async fn mend_neighbours(
     netlink: &Netlink,
-    network: &Network,
-    bridge: u32,
+    endpoints: &[Endpoint],
+    (bridge, index): (&str, u32),
 ) -> Result<Changed, NetlinkError> {
     let neighbours = netlink.neighbours().await?;
     let mut permanent: HashMap<_, _> = neighbours
         .iter()
-        .filter(|entry| entry.device == bridge && entry.permanent)
+        .filter(|entry| entry.device == index && entry.permanent)
         .map(|entry| (entry.address, entry.mac))
         .collect();
     let mut changed = false;
     // Of one that is down inside the host asks, and tells senders that there is nobody; no other
     // container can answer for it.
-    let speaking = network.connected();
-    for (_, container, _) in speaking.filter(|(name, ..)| !network.is_silent(name)) {
-        let known = permanent.remove(&container.ip).flatten();
-        let mac = container_mac(container.ip);
-        if known == Some(mac) {
+    let connected = endpoints.iter().filter(|it| it.index.is_some());
+    for Endpoint { mac, ip, .. } in connected.filter(|it| !it.silent) {
+        let known = permanent.remove(ip).flatten();
+        if known == Some(*mac) {
             continue;
         }
-        netlink.replace_neighbour(bridge, container.ip, mac).await?;
+        netlink.replace_neighbour(index, *ip, *mac).await?;
         info!(
-            "replace neighbour {} lladdr {} dev {BRIDGE}",
-            container.ip,
-            format_mac(mac)
+            "replace neighbour {ip} lladdr {} dev {bridge}",
+            format_mac(*mac)
         );
         changed = true;
     }
     for address in permanent.into_keys() {
-        absent_is_done(netlink.delete_neighbour(bridge, address).await)?;
-        info!("delete neighbour {address} dev {BRIDGE}");
+        absent_is_done(netlink.delete_neighbour(index, address).await)?;
+        info!("delete neighbour {address} dev {bridge}");
         changed = true;
     }
     Ok(Changed::mended(changed))
-}
-
-fn absent_is_done(outcome: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
-    match outcome {
-        Err(error) if !error.is_absent() => Err(error),
-        _ => Ok(()),
-    }
 }
 
 /// Ports with their addresses.
