@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod log;
 pub mod netlink;
+pub mod network;
 pub mod nft;
 pub mod peers;
 pub mod policy;

@@ -13,6 +13,7 @@ use crate::{
         caches::Occupancy,
         counters::{Count, FlowTurnover},
     },
+    network::NewContainer,
     policy::order::Origin,
     state::InnerRoute,
 };
@@ -35,6 +36,25 @@ pub struct AddContainer {
     /// What it reaches by the gateway; a default route without.
     #[serde(default)]
     pub route: InnerRoute,
+}
+
+impl From<AddContainer> for NewContainer {
+    fn from(asked: AddContainer) -> Self {
+        let AddContainer {
+            name,
+            netns,
+            ip,
+            ifname,
+            route,
+        } = asked;
+        Self {
+            name,
+            netns,
+            ip,
+            ifname,
+            route,
+        }
+    }
 }
 
 /// The device name inside a container that gives none.

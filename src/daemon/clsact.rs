@@ -2,8 +2,8 @@
 
 use tracing::{error, warn};
 
-use super::{DaemonError, fast_path::attach_mode, host::Host, network::Network};
-use crate::datapath::AttachMode;
+use super::{DaemonError, fast_path::attach_mode, host::Host};
+use crate::{datapath::AttachMode, network::Network};
 
 /// Notes that the underlay's clsact qdisc is going to be ours to remove, where there will be one
 /// and is none now. Ahead of its making: a crash in between leaves no qdisc without an owner.

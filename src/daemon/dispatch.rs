@@ -61,7 +61,7 @@ pub(super) async fn answer(node: &mut Node, request: Request) -> ControlFlow<()>
             let _ = answer.send(Ok(node.list_containers()));
         }
         Request::AddContainer(container, answer) => {
-            let added = node.add_container(container).await;
+            let added = node.add_container(container.into()).await;
             let _ = answer.send(added.map_err(|error| refusal(&error)));
         }
         Request::DeleteContainer(name, answer) => {

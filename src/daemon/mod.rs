@@ -10,11 +10,9 @@ mod dispatch;
 mod fast_path;
 mod host;
 mod lock;
-mod network;
 mod node;
 mod policy;
 pub mod preflight;
-mod record;
 mod signals;
 pub mod teardown;
 
@@ -36,9 +34,7 @@ pub use lock::{Lock, LockError, until_free};
 
 use self::{
     host::Host,
-    network::Network,
     node::Node,
-    record::Record,
     signals::{Asked, Signals},
 };
 use crate::{
@@ -49,12 +45,13 @@ use crate::{
     },
     config::{self, Chosen, Config, ConfigErrors, ConfigFile},
     container::{
-        AddressError, ContainerError,
+        ContainerError,
         mount_namespace::{MountNamespaceError, use_paths_of},
     },
     control::server::{self, Request, SocketError},
     datapath::DatapathError,
     netlink::{Netlink, NetlinkError, host_facts},
+    network::{Network, NetworkError, Record},
     peers,
     policy::kernel::PolicyError,
     probe::{Finding, Roots, probe},
@@ -136,32 +133,15 @@ pub enum DaemonError {
     /// The control socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// A change that needs the containers gone.
-    #[error(
-        "overlay.subnet {wanted}: {count} containers hold addresses of {present}; delete them first, or keep the subnet"
-    )]
-    SubnetInUse {
-        /// What the file says.
-        wanted: ipnet::Ipv4Net,
-        /// What the containers have.
-        present: ipnet::Ipv4Net,
-        /// How many.
-        count: usize,
-    },
+    /// A change that containers are in the way of.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// Paths of network namespaces.
     #[error(transparent)]
     MountNamespace(#[from] MountNamespaceError),
     /// The thread that watches the kernel.
     #[error(transparent)]
     Watcher(#[from] WatcherError),
-    /// A container's address that the configuration does not leave to it.
-    #[error("container {name}: {reason}; delete the container first")]
-    AddressInUse {
-        /// The container.
-        name: String,
-        /// Why it can't have its address.
-        reason: AddressError,
-    },
     /// Signals can't be received.
     #[error("listen for signals: {0}")]
     Signals(io::Error),

@@ -4,16 +4,17 @@ use std::collections::HashMap;
 
 use tracing::{info, warn};
 
-use super::{DaemonError, network::Network};
+use super::DaemonError;
 use crate::{
     coherence::{Changed, own_tables::OwnTables},
     control::api::{Policy, PolicyRule},
     netlink::{Mac, Netlink, ruleset_generation},
+    network::Network,
     policy::{
         TABLES,
         compile::{Bridging, SameHost, UNJUDGED},
         kernel,
-        order::{Locals, Placed, absent},
+        order::{Local, Locals, Placed, absent, effective},
     },
 };
 
@@ -59,7 +60,7 @@ impl PolicyTables {
         bridge: (&str, Mac),
         own_tables: &OwnTables,
     ) -> Result<Changed, DaemonError> {
-        let rules = network.rules();
+        let rules = rules_of(network);
         let none = rules.is_empty();
         match self
             .try_mend(netlink, network, bridge, own_tables, rules)
@@ -141,7 +142,7 @@ impl PolicyTables {
         rules: Vec<Placed>,
         bridging: Bridging,
     ) -> Result<Changed, DaemonError> {
-        let locals = network.locals();
+        let locals = locals_of(network);
         let running = self.may_be_unwatched(network);
         let Some(generation) = ruleset_generation() else {
             own_tables.forget_all();
@@ -167,6 +168,25 @@ impl PolicyTables {
     }
 }
 
+/// The rules of the network policy, in the order in which they are tried.
+fn rules_of(network: &Network) -> Vec<Placed> {
+    effective(&network.record().state().policy, &network.config().policy)
+}
+
+/// The containers as rules name them.
+fn locals_of(network: &Network) -> Locals {
+    let containers = network.containers().iter();
+    containers
+        .map(|(name, container)| {
+            let local = Local {
+                ip: container.ip,
+                device: container.device.clone(),
+            };
+            (name.clone(), local)
+        })
+        .collect()
+}
+
 /// The rules in force with what they have counted.
 ///
 /// # Errors
@@ -178,8 +198,8 @@ pub async fn counted(network: &Network) -> Result<Policy, DaemonError> {
         *counted.entry(name).or_default() += packets;
     }
     let count = |name: &str| counted.get(name).copied().unwrap_or(0);
-    let locals = network.locals();
-    let rules = network.rules().into_iter().map(|placed| PolicyRule {
+    let locals = locals_of(network);
+    let rules = rules_of(network).into_iter().map(|placed| PolicyRule {
         origin: placed.origin,
         packets: count(&placed.counter),
         absent: absent(&placed.rule, &locals)

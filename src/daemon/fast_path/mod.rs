@@ -8,7 +8,7 @@ use std::{collections::HashSet, net::Ipv4Addr, path::Path, time::Duration};
 use oncache_abi::settings::Constants;
 use tracing::{error, info, warn};
 
-use super::{DaemonError, host::Host, network::Network};
+use super::{DaemonError, host::Host};
 use crate::{
     coherence::{Cause, Changed, Coherence, hindrance::Hindrances, next_hop_has_moved},
     config::{Attach, Config},
@@ -19,6 +19,7 @@ use crate::{
         clock, pins,
     },
     netlink::{Mac, PairKind, Timeout},
+    network::Network,
     slow_path::{Encapsulation, Facts},
 };
 

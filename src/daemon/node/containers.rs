@@ -12,10 +12,11 @@ use crate::{
         devices::{self, HostDevice, bring_up, connect},
         namespace,
     },
-    control::api::{AddContainer, ContainerInfo},
+    control::api::ContainerInfo,
     daemon::{DaemonError, fast_path},
     datapath::DatapathError,
     netlink::forget_connections,
+    network::NewContainer,
     policy::opener::forget_openers,
     slow_path::{Endpoint, SlowPath as _},
     state::Container,
@@ -29,7 +30,7 @@ impl Node {
     /// [`DaemonError`]; nothing is left behind.
     pub async fn add_container(
         &mut self,
-        request: AddContainer,
+        request: NewContainer,
     ) -> Result<ContainerInfo, DaemonError> {
         let name = request.name.clone();
         let make_netns = request.netns.is_none();

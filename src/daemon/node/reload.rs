@@ -99,16 +99,7 @@ impl Node {
         cause: Cause,
         object: &str,
     ) -> Result<(), DaemonError> {
-        let (wanted, present) = (config.overlay.subnet, self.network.config().overlay.subnet);
-        let count = self.network.containers().len();
-        if wanted != present && count > 0 {
-            return Err(DaemonError::SubnetInUse {
-                wanted,
-                present,
-                count,
-            });
-        }
-        self.network.check_addresses(&config)?;
+        self.network.check_change(&config)?;
         let facts = |config: &Config| self.slow_path.facts(config);
         let mut effect = effect(self.network.config(), &config, facts);
         if config.cache.enabled && !self.fast_path.is_on() {

@@ -1,30 +1,51 @@
-//! The network as it is wanted on this host: its configuration and its containers.
+//! One network on this host, as a value: its configuration, its containers, and what of it is on disk.
+
+mod plan;
+mod record;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
 };
 
-use super::{DaemonError, record::Record};
+pub use self::{plan::NewContainer, record::Record};
+
 use crate::{
-    config::{Chosen, Config, ConfigFile, check_name},
+    config::{Chosen, Config, ConfigFile},
     container::{
-        ContainerError,
-        addresses::{self, claim, next_free},
-        devices::{HostDevice, Uplink, host_device},
-        namespace,
+        AddressError, ContainerError, addresses,
+        devices::{HostDevice, Uplink},
     },
-    control::api::AddContainer,
-    policy::order::{Local, Locals, Placed, effective},
-    shown::{PATH, VALUE, cut},
     slow_path::{Endpoint, Wanted},
     state::Container,
 };
 
-/// The longest device name (include/uapi/linux/if.h, `IFNAMSIZ` less the NUL).
-const IFNAME_LENGTH: usize = 15;
+/// A configuration that containers are in the way of.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A change that needs the containers gone.
+    #[error(
+        "overlay.subnet {wanted}: {count} containers hold addresses of {present}; delete them first, or keep the subnet"
+    )]
+    SubnetInUse {
+        /// What the file says.
+        wanted: ipnet::Ipv4Net,
+        /// What the containers have.
+        present: ipnet::Ipv4Net,
+        /// How many.
+        count: usize,
+    },
+    /// A container's address that the configuration does not leave to it.
+    #[error("container {name}: {reason}; delete the container first")]
+    AddressInUse {
+        /// The container.
+        name: String,
+        /// Why it can't have its address.
+        reason: AddressError,
+    },
+}
 
-/// Configuration and containers.
+/// One network on this host.
 pub struct Network {
     /// The configuration as written: what the host decides of it may change.
     file: ConfigFile,
@@ -200,25 +221,6 @@ impl Network {
         news
     }
 
-    /// The rules of the network policy, in the order in which they are tried.
-    pub fn rules(&self) -> Vec<Placed> {
-        effective(&self.record.state().policy, &self.config.policy)
-    }
-
-    /// The containers as rules name them.
-    pub fn locals(&self) -> Locals {
-        let containers = self.containers().iter();
-        containers
-            .map(|(name, container)| {
-                let local = Local {
-                    ip: container.ip,
-                    device: container.device.clone(),
-                };
-                (name.clone(), local)
-            })
-            .collect()
-    }
-
     /// Addresses of this host's subnet that were not away under the configuration `old`.
     pub fn newly_away(&self, old: &Config) -> Vec<Ipv4Addr> {
         let before: Vec<Ipv4Addr> = old.away().collect();
@@ -226,93 +228,38 @@ impl Network {
         now.filter(|address| !before.contains(address)).collect()
     }
 
+    /// Refuses a configuration that can't follow the present one while the containers live.
+    ///
+    /// # Errors
+    ///
+    /// [`NetworkError`].
+    pub fn check_change(&self, config: &Config) -> Result<(), NetworkError> {
+        let (wanted, present) = (config.overlay.subnet, self.config.overlay.subnet);
+        let count = self.containers().len();
+        if wanted != present && count > 0 {
+            return Err(NetworkError::SubnetInUse {
+                wanted,
+                present,
+                count,
+            });
+        }
+        self.check_addresses(config)
+    }
+
     /// Refuses a configuration under which a container can't have the address that it has.
     ///
     /// # Errors
     ///
-    /// [`DaemonError::AddressInUse`].
-    pub fn check_addresses(&self, config: &Config) -> Result<(), DaemonError> {
+    /// [`NetworkError::AddressInUse`].
+    pub fn check_addresses(&self, config: &Config) -> Result<(), NetworkError> {
         for (name, container) in self.containers() {
-            addresses::check(config, container.ip).map_err(|reason| DaemonError::AddressInUse {
-                name: name.clone(),
-                reason,
+            addresses::check(config, container.ip).map_err(|reason| {
+                NetworkError::AddressInUse {
+                    name: name.clone(),
+                    reason,
+                }
             })?;
         }
         Ok(())
-    }
-
-    /// The container that a request describes, with its address.
-    ///
-    /// # Errors
-    ///
-    /// [`ContainerError`].
-    pub fn plan(&self, request: AddContainer) -> Result<Container, ContainerError> {
-        let name = request.name;
-        let bad = |reason: String| ContainerError::BadName {
-            // A bad name may be a long one.
-            name: cut(&name, VALUE),
-            reason,
-        };
-        check_name(&name).map_err(&bad)?;
-        if self.containers().contains_key(&name) {
-            return Err(ContainerError::Exists(name));
-        }
-        check_ifname(&request.ifname).map_err(&bad)?;
-        if let Some(path) = request.netns.as_ref().filter(|path| !path.is_absolute()) {
-            return Err(bad(format!(
-                "network namespace {}: give an absolute path",
-                cut(&path.to_string_lossy(), PATH)
-            )));
-        }
-        // Known before anything is made: to undo it would take the other one's programs away.
-        let device = host_device(&name);
-        let mut others = self.containers().iter();
-        if let Some((holder, _)) = others.find(|(_, it)| it.device == device) {
-            return Err(ContainerError::SameDevice {
-                name,
-                device,
-                holder: holder.clone(),
-            });
-        }
-        let held = || {
-            let containers = self.containers().iter();
-            containers.map(|(name, it)| (it.ip, name.as_str()))
-        };
-        let ip = match request.ip {
-            Some(wish) => claim(&self.config, held(), wish)?,
-            None => {
-                let here = held().map(|(ip, _)| ip);
-                let taken = here.chain(self.config.away()).collect();
-                let last = self.record.state().last_address;
-                next_free(self.config.overlay.subnet, &taken, last)?
-            }
-        };
-        Ok(Container {
-            ip,
-            owned_netns: None,
-            netns: request.netns.unwrap_or_else(|| namespace::path(&name)),
-            ifname: request.ifname,
-            device,
-            route: request.route,
-            pending: true,
-        })
-    }
-}
-
-/// What the kernel takes for a device name (net/core/dev.c, `dev_valid_name`).
-fn check_ifname(ifname: &str) -> Result<(), String> {
-    let valid = !ifname.is_empty()
-        && ifname.len() <= IFNAME_LENGTH
-        && ![".", "..", "lo"].contains(&ifname)
-        && ifname
-            .bytes()
-            .all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
-    if valid {
-        Ok(())
-    } else {
-        Err(format!(
-            "device name {:?}: give 1 to {IFNAME_LENGTH} letters, digits or signs, without '/' and ':'",
-            cut(ifname, VALUE)
-        ))
     }
 }
