@@ -20,6 +20,8 @@ use crate::{
 const NAMED: &str = "onc-";
 /// What they begin with where the container's name does not fit: a hash of it follows.
 const HASHED: &str = "onc_";
+/// Both, as rules of nft ask for them.
+pub const PATTERNS: [&str; 2] = ["onc-*", "onc_*"];
 
 /// What host-side devices' aliases begin with: the container's name follows.
 const ALIAS: &str = "oncache container ";

@@ -33,6 +33,7 @@ use tracing::{debug, error, info, warn};
 pub use lock::{Lock, LockError, until_free};
 
 use self::{
+    fast_path::FastPath,
     host::Host,
     node::Node,
     signals::{Asked, Signals},
@@ -49,7 +50,7 @@ use crate::{
         mount_namespace::{MountNamespaceError, use_paths_of},
     },
     control::server::{self, Request, SocketError},
-    datapath::DatapathError,
+    datapath::{DatapathError, PIN_ROOT},
     netlink::{Netlink, NetlinkError, host_facts},
     network::{Network, NetworkError, Record},
     peers,
@@ -212,6 +213,7 @@ pub async fn run(paths: &Paths) -> Result<(), DaemonError> {
         Host::new(netlink, netkit),
         Network::new(file, config, Record::open(store)?),
         slow_path,
+        FastPath::new(PIN_ROOT.into(), coherence.clone()),
         own_tables,
         coherence,
     );

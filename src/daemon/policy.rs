@@ -8,7 +8,7 @@ use super::DaemonError;
 use crate::{
     coherence::{Changed, own_tables::OwnTables},
     control::api::{Policy, PolicyRule},
-    netlink::{Mac, Netlink, ruleset_generation},
+    netlink::{Netlink, ruleset_generation},
     network::Network,
     policy::{
         TABLES,
@@ -16,6 +16,7 @@ use crate::{
         kernel,
         order::{Local, Locals, Placed, absent, effective},
     },
+    slow_path::SlowPath,
 };
 
 /// What the daemon knows of the tables of the network policy without looking.
@@ -47,8 +48,7 @@ struct Settled {
 }
 
 impl PolicyTables {
-    /// Makes the kernel's rules those that are wanted. `bridge` is the one that containers' devices are ports
-    /// of, with its MAC address.
+    /// Makes the kernel's rules those that are wanted. `slow_path` is what they are for.
     ///
     /// # Errors
     ///
@@ -57,13 +57,13 @@ impl PolicyTables {
         &mut self,
         netlink: &Netlink,
         network: &Network,
-        bridge: (&str, Mac),
+        slow_path: &impl SlowPath,
         own_tables: &OwnTables,
     ) -> Result<Changed, DaemonError> {
         let rules = rules_of(network);
         let none = rules.is_empty();
         match self
-            .try_mend(netlink, network, bridge, own_tables, rules)
+            .try_mend(netlink, network, slow_path, own_tables, rules)
             .await
         {
             // Without rules the tables remember who opens flows for rules to come, and no more.
@@ -83,7 +83,7 @@ impl PolicyTables {
         &mut self,
         netlink: &Netlink,
         network: &Network,
-        (bridge, mac): (&str, Mac),
+        slow_path: &impl SlowPath,
         own_tables: &OwnTables,
         rules: Vec<Placed>,
     ) -> Result<Changed, DaemonError> {
@@ -98,6 +98,7 @@ impl PolicyTables {
             None => Some(kernel::same_host().await?),
         };
         self.same_host = same_host;
+        let bridge = slow_path.bridge();
         let mut changed = Changed::nothing();
         let by_hooks = count > 0 && same_host == Some(SameHost::InetHooks);
         if by_hooks && netlink.bridge_netfilter(bridge).await? != Some(true) {
@@ -108,7 +109,9 @@ impl PolicyTables {
         let had_rules = self.in_force > 0;
         let bridging = Bridging {
             same_host: same_host.unwrap_or(SameHost::InetHooks),
-            mac,
+            bridge: bridge.to_owned(),
+            mac: slow_path.facts(network.config()).gateway_mac,
+            group: slow_path.group(),
         };
         let replaced = self.compare(network, own_tables, rules, bridging).await?;
         if !by_hooks && !self.hooks_off {
@@ -146,7 +149,7 @@ impl PolicyTables {
         let running = self.may_be_unwatched(network);
         let Some(generation) = ruleset_generation() else {
             own_tables.forget_all();
-            let changed = kernel::reconcile(&rules, &locals, bridging, running).await?;
+            let changed = kernel::reconcile(&rules, &locals, &bridging, running).await?;
             return Ok(Changed::mended(changed));
         };
         let now = Settled {
@@ -159,9 +162,9 @@ impl PolicyTables {
             return Ok(Changed::nothing());
         }
         self.settled = None;
-        let source = (&now.rules, &now.locals, now.bridging);
+        let source = (&now.rules, &now.locals, &now.bridging);
         own_tables.make_from(&TABLES, &source);
-        let changed = kernel::reconcile(&now.rules, &now.locals, bridging, running).await?;
+        let changed = kernel::reconcile(&now.rules, &now.locals, &now.bridging, running).await?;
         // What was changed is looked at once more: nft may have been told otherwise meanwhile.
         self.settled = (!changed).then_some(now);
         Ok(Changed::mended(changed))

@@ -23,15 +23,12 @@ use super::{
 };
 use crate::{
     config::{Action, PortRange, Protocol, Rule},
+    container::devices::PATTERNS,
     netlink::{Mac, format_mac},
     nft::{
         Expression, Hook, Statement, Table,
         expression::{concat, ct_of, meta, payload, range, set_of},
         statement::{accept, count_in, drop, equal, go_back, goto, unequal},
-    },
-    slow_path::own::{
-        matches::{from_overlay, to_overlay},
-        names::{BRIDGE, DEVICES},
     },
 };
 
@@ -52,18 +49,22 @@ pub enum SameHost {
 }
 
 /// What the tables depend on besides the rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bridging {
     /// How packets between containers of one host are judged; without a rule it says nothing.
     pub same_host: SameHost,
+    /// The bridge's name.
+    pub bridge: String,
     /// The bridge's own address.
     pub mac: Mac,
+    /// The device group of what packets of the overlay come and go by.
+    pub group: u32,
 }
 
 /// Both tables for `rules`; where a container is named that is not among `locals`, the rule is left
 /// out. Without rules the tables only remember who opens flows.
 #[must_use]
-pub fn compile(rules: &[Placed], locals: &Locals, bridging: Bridging) -> [Table; 2] {
+pub fn compile(rules: &[Placed], locals: &Locals, bridging: &Bridging) -> [Table; 2] {
     let mut inet = Table::new(INET_TABLE.family, INET_TABLE.name);
     for hook in ["forward", "input", "output"] {
         inet.base_chain(hook, Hook::filter(hook, PRIORITY));
@@ -74,13 +75,18 @@ pub fn compile(rules: &[Placed], locals: &Locals, bridging: Bridging) -> [Table;
         rules: some,
         unwatched: false,
     };
-    finding(&mut inet, sight, Some((BRIDGE, &format_mac(bridging.mac))));
+    finding(
+        &mut inet,
+        sight,
+        Some((&bridging.bridge, &format_mac(bridging.mac))),
+    );
     judging(&mut inet, rules, locals, sight);
+    let by = |key| equal(meta(key), bridging.group);
     for (chain, ours) in [
-        ("forward", from_overlay()),
-        ("forward", to_overlay()),
-        ("input", from_overlay()),
-        ("output", to_overlay()),
+        ("forward", by("iifgroup")),
+        ("forward", by("oifgroup")),
+        ("input", by("iifgroup")),
+        ("output", by("oifgroup")),
     ] {
         inet.rule(chain, [ours, goto("judge")]);
     }
@@ -89,7 +95,7 @@ pub fn compile(rules: &[Placed], locals: &Locals, bridging: Bridging) -> [Table;
     bridge.base_chain("forward", Hook::filter("forward", PRIORITY));
     bridge.chain("ports");
     for key in ["iifname", "oifname"] {
-        for devices in DEVICES {
+        for devices in PATTERNS {
             bridge.rule("forward", [equal(meta(key), devices), goto("ports")]);
         }
     }
@@ -128,7 +134,7 @@ fn refuse_unjudged(bridge: &mut Table, locals: &Locals) {
     let locals = locals.values();
     let pairs = locals.map(|Local { ip, device }| concat([device.clone(), ip.to_string()]));
     let pairs = set_of(pairs);
-    for devices in DEVICES {
+    for devices in PATTERNS {
         let container = equal(meta("oifname"), devices);
         let reached = concat([meta("oifname"), payload("ip", "daddr")]);
         let astray = unequal(reached, pairs.clone());

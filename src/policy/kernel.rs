@@ -122,7 +122,7 @@ async fn probe(family: Family, statement: Statement) -> Result<Result<(), String
 pub async fn reconcile(
     rules: &[Placed],
     locals: &Locals,
-    bridging: Bridging,
+    bridging: &Bridging,
     running: bool,
 ) -> Result<bool, PolicyError> {
     if rules.len() > MAX_RULES {
@@ -191,7 +191,7 @@ fn replace() -> String {
 async fn refused_rule(
     rules: &[Placed],
     locals: &Locals,
-    bridging: Bridging,
+    bridging: &Bridging,
     reason: String,
 ) -> Result<PolicyError, NftError> {
     // In place of all there is.

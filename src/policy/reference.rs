@@ -19,7 +19,6 @@ use super::{
 use crate::{
     config::{Action, Party, PortRange, Protocol, Rule},
     nft::Table,
-    slow_path::own::names::GROUP,
 };
 
 /// A packet's header, or one side of conntrack's tuple.
@@ -435,11 +434,18 @@ fn group_of(device: &str) -> String {
     if ours { GROUP } else { 0 }.to_string()
 }
 
+/// The overlay's device group.
+const GROUP: u32 = 28_526;
+
 const GATEWAY: &str = "0a:62:0a:2a:01:01";
 
 fn bridging(same_host: SameHost) -> Bridging {
-    let mac = [0x0a, 0x62, 10, 42, 1, 1];
-    Bridging { same_host, mac }
+    Bridging {
+        same_host,
+        bridge: "oncache0".to_owned(),
+        mac: [0x0a, 0x62, 10, 42, 1, 1],
+        group: GROUP,
+    }
 }
 
 fn locals() -> Locals {
@@ -552,7 +558,7 @@ proptest! {
     ) {
         let locals = locals();
         let placed = effective(&rules, &[]);
-        let [inet, bridge] = compile(&placed, &locals, bridging(SameHost::BridgeTable));
+        let [inet, bridge] = compile(&placed, &locals, &bridging(SameHost::BridgeTable));
         for packet in packets {
             let expected = stated::passes(&rules, packet, &locals);
             for (hook, iifname, oifname) in [

@@ -195,6 +195,10 @@ pub trait SlowPath {
     /// The bridge that the containers' host-side devices are ports of.
     fn bridge(&self) -> &str;
 
+    /// The group of that bridge and of what leads from it into the tunnel (`ip link set group`): rules know by
+    /// it whether a packet is of the network.
+    fn group(&self) -> u32;
+
     /// Lets each endpoint send from its own addresses, and from no others.
     ///
     /// # Errors

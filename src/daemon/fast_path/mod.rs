@@ -3,7 +3,12 @@
 mod hindrances;
 mod tuning;
 
-use std::{collections::HashSet, net::Ipv4Addr, path::Path, time::Duration};
+use std::{
+    collections::HashSet,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use oncache_abi::settings::Constants;
 use tracing::{error, info, warn};
@@ -14,7 +19,7 @@ use crate::{
     config::{Attach, Config},
     container::devices::HostDevice,
     datapath::{
-        AttachMode, Datapath, DatapathError, PIN_ROOT, Present, Sizes,
+        AttachMode, Datapath, DatapathError, Present, Sizes,
         attach::{self, Role},
         clock, pins,
     },
@@ -25,6 +30,8 @@ use crate::{
 
 /// The fast path, as far as there is one.
 pub struct FastPath {
+    /// Where programs and maps are pinned.
+    pins: PathBuf,
     coherence: Coherence,
     /// The loaded programs; none where the fast path is off.
     datapath: Option<Datapath>,
@@ -37,15 +44,21 @@ pub struct FastPath {
 }
 
 impl FastPath {
-    /// None yet, whose epoch `coherence` will have charge of.
-    pub fn new(coherence: Coherence) -> Self {
+    /// None yet, to be pinned at `pins`; `coherence` will have charge of its epoch.
+    pub fn new(pins: PathBuf, coherence: Coherence) -> Self {
         Self {
+            pins,
             coherence,
             datapath: None,
             failure: None,
             hindrances: Hindrances::default(),
             lease_bound: None,
         }
+    }
+
+    /// Where programs and maps are pinned.
+    pub fn pins(&self) -> &Path {
+        &self.pins
     }
 
     /// The loaded programs, to be read.
@@ -127,7 +140,7 @@ impl FastPath {
         facts: &Facts,
     ) -> Result<Changed, DaemonError> {
         let config = network.config();
-        let root = Path::new(PIN_ROOT);
+        let root = &*self.pins;
         let sizes = Sizes {
             flows: config.cache.flows,
         };
@@ -166,7 +179,7 @@ impl FastPath {
     /// Removes pins that other builds, other sizes and crashed runs have left. Only once all that
     /// has to run is attached: until then, packets may still go by them.
     fn remove_garbage(&self, network: &Network, maps: &Path) {
-        let root = Path::new(PIN_ROOT);
+        let root = &*self.pins;
         match pins::remove_other_maps(root, maps) {
             Ok(stale) => stale
                 .iter()
@@ -238,6 +251,15 @@ impl FastPath {
         }
     }
 
+    /// Takes the programs off a device.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError`].
+    pub fn detach(&self, device: &str) -> Result<(), DatapathError> {
+        attach::detach(&self.pins, device)
+    }
+
     /// Lets go of what is loaded, all of which goes on.
     pub fn let_go(&mut self) {
         self.datapath = None;
@@ -246,7 +268,7 @@ impl FastPath {
 
     fn stop(&mut self, network: &Network) -> Result<(), DatapathError> {
         self.let_go();
-        let root = Path::new(PIN_ROOT);
+        let root = &*self.pins;
         let underlay = network.record().state().underlay.iter();
         let containers = network.containers().values();
         let devices = underlay.chain(containers.map(|container| &container.device));
@@ -349,15 +371,6 @@ impl FastPath {
             warn!("sweep the caches: {reason}");
         }
     }
-}
-
-/// Takes the programs off a device.
-///
-/// # Errors
-///
-/// [`DatapathError`].
-pub fn detach(device: &str) -> Result<(), DatapathError> {
-    attach::detach(Path::new(PIN_ROOT), device)
 }
 
 /// What a container's device is to the data path.

@@ -13,7 +13,7 @@ use crate::{
         namespace,
     },
     control::api::ContainerInfo,
-    daemon::{DaemonError, fast_path},
+    daemon::DaemonError,
     datapath::DatapathError,
     netlink::forget_connections,
     network::NewContainer,
@@ -159,7 +159,8 @@ impl Node {
             }
         }
         failures.extend(
-            fast_path::detach(&container.device)
+            self.fast_path
+                .detach(&container.device)
                 .err()
                 .map(DaemonError::from),
         );

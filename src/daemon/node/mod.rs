@@ -6,13 +6,11 @@ mod policy;
 mod reload;
 mod status;
 
-use std::path::Path;
-
 use tracing::error;
 
 use super::{
     DaemonError, clsact,
-    fast_path::{self, FastPath},
+    fast_path::FastPath,
     host::Host,
     policy::PolicyTables,
     preflight,
@@ -21,7 +19,6 @@ use super::{
 use crate::{
     coherence::{Cause, Changed, Coherence, Hold, own_tables::OwnTables},
     config::{Chosen, Config, HostFacts},
-    datapath::PIN_ROOT,
     log,
     netlink::{Netlink, format_mac, ruleset_generation},
     network::Network,
@@ -51,6 +48,7 @@ impl Node {
         host: Host,
         network: Network,
         slow_path: OwnSlowPath,
+        fast_path: FastPath,
         own_tables: OwnTables,
         coherence: Coherence,
     ) -> Self {
@@ -58,7 +56,7 @@ impl Node {
             host,
             network,
             slow_path,
-            fast_path: FastPath::new(coherence.clone()),
+            fast_path,
             policy_tables: PolicyTables::default(),
             own_tables,
             coherence,
@@ -257,7 +255,7 @@ impl Node {
 
     /// Takes the programs off an underlay device that is one no more.
     async fn leave_underlay(&mut self, device: &str) {
-        if let Err(reason) = fast_path::detach(device) {
+        if let Err(reason) = self.fast_path.detach(device) {
             error!("leave the underlay device: {reason}");
         }
         clsact::leave_underlay(&self.host, &mut self.network, device).await;
@@ -277,15 +275,11 @@ impl Node {
 
     /// Makes the kernel's rules those of the network policy.
     async fn mend_policy(&mut self) -> Result<Changed, DaemonError> {
-        let bridging = (
-            self.slow_path.bridge(),
-            self.slow_path.facts(self.network.config()).gateway_mac,
-        );
         self.policy_tables
             .mend(
                 self.host.netlink(),
                 &self.network,
-                bridging,
+                &self.slow_path,
                 &self.own_tables,
             )
             .await
@@ -305,7 +299,7 @@ impl Node {
             &self.slow_path,
             record.store(),
             record.state(),
-            Path::new(PIN_ROOT),
+            self.fast_path.pins(),
         )
         .await?;
         self.network.forget_all();

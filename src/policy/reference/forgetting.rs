@@ -135,7 +135,7 @@ proptest! {
         let tables: Vec<Table> = rules
             .iter()
             .map(|rules| {
-                let [inet, bridge] = compile(&effective(rules, &[]), &locals, bridging(same_host));
+                let [inet, bridge] = compile(&effective(rules, &[]), &locals, &bridging(same_host));
                 if matches!(place, Where::Inet) { inet } else { bridge }
             })
             .collect();

@@ -6,7 +6,7 @@
 
 pub mod conflicts;
 pub mod diff;
-pub mod matches;
+mod matches;
 pub mod names;
 pub mod network_route;
 mod ports;

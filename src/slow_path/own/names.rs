@@ -12,9 +12,9 @@ use crate::{
 };
 
 /// The bridge that the containers' devices are ports of.
-pub const BRIDGE: &str = "oncache0";
+const BRIDGE: &str = "oncache0";
 /// The VXLAN device. Not a port of the bridge: routes lead from one to the other.
-pub const VXLAN: &str = "oncache-vx0";
+const VXLAN: &str = "oncache-vx0";
 /// A device that never carries a packet: a VXLAN port of the bridge, down, for whose sake the kernel
 /// leaves headroom for outer headers before what containers send (docs/adr/030).
 const HEADROOM: &str = "oncache-room0";
@@ -22,10 +22,7 @@ const HEADROOM: &str = "oncache-room0";
 /// The device group of bridge and VXLAN device (`ip link set group`): rules find by it whether a packet is the
 /// overlay's. nft compares a name in about 45 ns, looks one up in a set in 110, and compares a group in 15; a packet of
 /// the slow path is asked some twenty times (docs/adr/041).
-pub const GROUP: u32 = 28_526;
-
-/// How containers' devices are called, see `container::devices`.
-pub const DEVICES: [&str; 2] = ["onc-*", "onc_*"];
+pub(super) const GROUP: u32 = 28_526;
 
 /// The table of the slow path, see [`ruleset`](super::ruleset).
 pub const TABLE: TableName = TableName {
@@ -42,9 +39,9 @@ pub const SOURCE_TABLE: TableName = TableName {
 /// One of oncache's own devices, whatever it is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum OwnDevice {
-    /// [`BRIDGE`].
+    /// The bridge that the containers' devices are ports of.
     Bridge,
-    /// [`VXLAN`].
+    /// The VXLAN device.
     Vxlan,
     /// The one that keeps headroom before what containers send.
     Headroom,

@@ -12,7 +12,7 @@ use ipnet::Ipv4Net;
 
 use super::{
     matches::{from_overlay, to_overlay},
-    names::{BRIDGE, TABLE},
+    names::TABLE,
     tunnel_guard::{self, Tunnel},
 };
 use crate::{
@@ -30,9 +30,9 @@ const ESTABLISHED_PRIORITY: i32 = 100;
 /// `NF_IP_PRI_NAT_SRC`.
 const SOURCE_NAT_PRIORITY: i32 = 100;
 
-/// The table for a host with containers of `network`.
+/// The table for a host with containers of `network` behind the bridge of this name.
 #[must_use]
-pub fn table(network: Ipv4Net, marks: Marks, tunnel: &Tunnel) -> Table {
+pub fn table(bridge: &str, network: Ipv4Net, marks: Marks, tunnel: &Tunnel) -> Table {
     let mut table = Table::new(TABLE.family, TABLE.name);
     table.base_chain("forward", Hook::filter("forward", 0));
     let behind_filters = Hook::filter("forward", ESTABLISHED_PRIORITY);
@@ -41,8 +41,8 @@ pub fn table(network: Ipv4Net, marks: Marks, tunnel: &Tunnel) -> Table {
     let source_nat = Hook::nat("postrouting", SOURCE_NAT_PRIORITY);
     table.base_chain("postrouting", source_nat);
 
-    let from_bridge = equal(meta("iifname"), BRIDGE);
-    let to_bridge = || equal(meta("oifname"), BRIDGE);
+    let from_bridge = equal(meta("iifname"), bridge);
+    let to_bridge = || equal(meta("oifname"), bridge);
     table.rule("forward", [from_overlay(), to_overlay(), accept()]);
     table.rule("forward", [from_bridge, accept()]);
     let answers = has(ct("state"), flags(["established", "related"]));
@@ -55,7 +55,7 @@ pub fn table(network: Ipv4Net, marks: Marks, tunnel: &Tunnel) -> Table {
             // as the others do.
             equal(payload("ip", "saddr"), network),
             unequal(payload("ip", "daddr"), network),
-            unequal(meta("oifname"), BRIDGE),
+            unequal(meta("oifname"), bridge),
             masquerade(),
         ],
     );
@@ -63,7 +63,7 @@ pub fn table(network: Ipv4Net, marks: Marks, tunnel: &Tunnel) -> Table {
     // doing so after it has moved on.
     let redirect = equal(payload("icmp", "type"), "redirect");
     table.rule("output", [to_overlay(), to_bridge(), redirect, drop()]);
-    tunnel_guard::add_to(&mut table, tunnel);
+    tunnel_guard::add_to(&mut table, bridge, tunnel);
     table
 }
 
@@ -89,10 +89,12 @@ mod tests {
     use super::*;
     use crate::nft::{ListedTable, listed::ListedRule};
 
+    const BRIDGE: &str = "oncache0";
+
     fn wanted(network: &str, miss: u32) -> ListedTable {
         let est = 0x0100_0000;
         let network = network.parse().expect("a network");
-        ListedTable::of_wanted(&table(network, Marks { miss, est }, &tunnel(&[])))
+        ListedTable::of_wanted(&table(BRIDGE, network, Marks { miss, est }, &tunnel(&[])))
     }
 
     fn tunnel(peers: &[Ipv4Addr]) -> Tunnel {
@@ -152,7 +154,7 @@ mod tests {
                 .collect();
             let network = "10.42.0.0/16".parse().expect("a network");
             let marks = Marks { miss: 1, est: 2 };
-            ListedTable::of_wanted(&table(network, marks, &tunnel(&peers)))
+            ListedTable::of_wanted(&table(BRIDGE, network, marks, &tunnel(&peers)))
         };
         assert_eq!(with(&[12, 13]), with(&[13, 12]), "in whatever order");
         for (one, other) in [(&[][..], &[12][..]), (&[12], &[13])] {
@@ -167,7 +169,7 @@ mod tests {
         let network = "10.42.0.0/16".parse().expect("a network");
         let marks = Marks { miss: 1, est: 2 };
         let rules = |visitors: &[Ipv4Addr]| {
-            let mut table = table(network, marks, &tunnel(&[]));
+            let mut table = table(BRIDGE, network, marks, &tunnel(&[]));
             tunnel_guard::refuse_visitors(&mut table, visitors);
             ListedTable::of_wanted(&table).rules
         };

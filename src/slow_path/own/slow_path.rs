@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     conflicts::conflicts,
-    names::{DeviceNames, SOURCE_TABLE, TABLE, gateway_mac, vtep_mac},
+    names::{DeviceNames, GROUP, SOURCE_TABLE, TABLE, gateway_mac, vtep_mac},
     network_route, ports,
     reconcile::{OverlayError, absent_is_done, reconcile},
     refused::{self, Refused},
@@ -199,6 +199,10 @@ impl SlowPath for OwnSlowPath {
 
     fn bridge(&self) -> &str {
         &self.names.bridge
+    }
+
+    fn group(&self) -> u32 {
+        GROUP
     }
 
     async fn guard(&self, endpoints: &[Endpoint]) -> Result<Changed, SlowPathError> {

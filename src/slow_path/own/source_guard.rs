@@ -11,11 +11,9 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
-use super::{
-    names::{DEVICES, SOURCE_TABLE},
-    refused::Refused,
-};
+use super::{names::SOURCE_TABLE, refused::Refused};
 use crate::{
+    container::devices::PATTERNS,
     netlink::{Mac, format_mac},
     nft::{
         Anew, Difference, Expression, Hook, ListedTable, NftError, Statement, Table, Transaction,
@@ -187,7 +185,7 @@ fn rules() -> Table {
     for hook in [HOOK, LOCAL_HOOK] {
         table.base_chain(hook, Hook::filter(hook, PRIORITY));
     }
-    for devices in DEVICES {
+    for devices in PATTERNS {
         let ours = || equal(device(), devices);
         table.rule(HOOK, [ours(), jump(CHAIN)]);
         // The address first: whatever a container sends to elsewhere comes by here.

@@ -24,13 +24,15 @@ use ipnet::Ipv4Net;
 
 use super::{
     matches::{from_overlay, to_overlay},
-    names::{BRIDGE, DEVICES},
     refused::Refused,
 };
-use crate::nft::{
-    Expression, Hook, Statement, Table,
-    expression::{and, any_of, meta, payload, raw_payload, set_of},
-    statement::{accept, equal, goto, unequal},
+use crate::{
+    container::devices::PATTERNS,
+    nft::{
+        Expression, Hook, Statement, Table,
+        expression::{and, any_of, meta, payload, raw_payload, set_of},
+        statement::{accept, equal, goto, unequal},
+    },
 };
 
 /// `NF_IP_PRI_RAW`: before conntrack, behind its putting together of fragments.
@@ -69,7 +71,7 @@ const TO_TUNNEL: &str = "to-tunnel";
 
 /// Adds the guard's chains and rules. The commonest packets come by the fewest rules: those of the tunnel, outside and
 /// inside.
-pub(super) fn add_to(table: &mut Table, tunnel: &Tunnel) {
+pub(super) fn add_to(table: &mut Table, bridge: &str, tunnel: &Tunnel) {
     table.base_chain("arrival", Hook::filter("prerouting", EARLY));
     table.base_chain("reception", Hook::filter("input", LATE));
     table.base_chain("departure", Hook::filter("forward", LATE));
@@ -80,11 +82,11 @@ pub(super) fn add_to(table: &mut Table, tunnel: &Tunnel) {
     let by = |device| equal(meta("iifname"), device);
     table.rule("arrival", [from_overlay(), goto(DECAPSULATED)]);
     table.rule("arrival", [by("onc*"), goto(PAST_BRIDGE)]);
-    table.rule(DECAPSULATED, [by(BRIDGE), accept()]);
+    table.rule(DECAPSULATED, [by(bridge), accept()]);
     let behind = Refused::Behind.name();
     table.refusal(DECAPSULATED, [behind_no_peer(tunnel)], behind);
     let past_bridge = Refused::PastBridge.name();
-    for devices in DEVICES {
+    for devices in PATTERNS {
         table.refusal(PAST_BRIDGE, [by(devices)], past_bridge);
     }
 

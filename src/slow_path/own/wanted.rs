@@ -157,7 +157,7 @@ impl WantedOverlay {
             fdb: config.peers.iter().map(forwarding).collect(),
             proxies: config.away().collect(),
             settings: sysctl::wanted(&names),
-            table: ruleset::table(overlay.network, marks, &tunnel(config)),
+            table: ruleset::table(&names.bridge, overlay.network, marks, &tunnel(config)),
             names,
         }
     }
