@@ -93,8 +93,7 @@ async fn obstacles(
     let endpoints = state.containers.values().map(Endpoint::of).collect();
     let wanted = Wanted::new(config, endpoints);
     let directory = store.directory();
-    let mut lines =
-        preflight::obstacles(netlink, &slow_path, &wanted, &state, directory).await?;
+    let mut lines = preflight::obstacles(netlink, &slow_path, &wanted, &state, directory).await?;
     if can_run {
         lines.extend(preflight::policy_obstacles(config, &state).await);
     }

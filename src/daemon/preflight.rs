@@ -6,6 +6,7 @@ use std::path::Path;
 use ipnet::Ipv4Net;
 
 use crate::{
+    config::Config,
     container::devices::{address_of, carries_a_namespace, container_of},
     netlink::{Link, Netlink, NetlinkError},
     policy::{kernel, order::effective},

@@ -222,6 +222,7 @@ fn transfers(clients: &[Container], servers: &[Container]) -> Vec<TransferHandle
 
 #[test]
 fn a_hundred_accidents_of_the_daemons_under_traffic() {
+    let _alone = crate::with_the_queues_alone();
     let mut random = Random::seeded();
     let builds = Builds::make(ONCACHE, ABI, env!("CARGO_TARGET_TMPDIR"));
     let lab = builds.two_hosts();

@@ -62,6 +62,7 @@ fn median(times: &mut [Duration]) -> (Duration, Duration) {
 
 #[test]
 fn what_is_denied_has_stopped_when_the_call_returns() {
+    let _alone = crate::with_the_queues_alone();
     let lab = Lab::two_hosts(ONCACHE);
     lab.start();
     let (alpha, beta) = (lab.alpha(), lab.beta());
