@@ -86,6 +86,7 @@ fn what_is_denied_has_stopped_when_the_call_returns() {
     );
 
     let taps = [Tap::on(&denied_from), Tap::on(&denied_to)];
+    taps.iter().for_each(Tap::until_stamping);
     let address = |container: &Container| container.ip.to_string();
     let rules = [
         // At the sender's host the container has its name.

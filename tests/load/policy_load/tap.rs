@@ -5,10 +5,13 @@ use std::{
     io,
     net::Ipv4Addr,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    thread,
     time::Duration,
 };
 
-use oncache_testbed::{Container, Frame};
+use oncache_testbed::{Container, Frame, PATIENCE, eventually};
+
+use super::now;
 
 /// What the kernel may hold of one look.
 const BUFFER: libc::c_int = 256 << 20;
@@ -51,12 +54,32 @@ impl Tap {
         self.filter(SNAP);
     }
 
+    /// Waits until packets are stamped when they pass. The kernel begins to some time after it is asked to, by a
+    /// work queue (net/core/dev.c, `net_enable_timestamp`), and until then stamps them when they are read (net/socket.c,
+    /// `__sock_recv_timestamp`). Packets have to pass meanwhile.
+    pub fn until_stamping(&self) {
+        eventually("packets are stamped when they pass", PATIENCE, || {
+            self.look();
+            thread::sleep(Duration::from_millis(5));
+            let (seen, stamped) = self.hear();
+            stamped && seen.iter().any(|it| it.outgoing)
+        });
+    }
+
     /// Ends to look; returns the TCP and UDP packets that passed meanwhile.
     ///
     /// # Panics
-    /// If the kernel had to throw any away.
+    /// If the kernel had to throw any away, or did not stamp one.
     pub fn seen(&self) -> Vec<Seen> {
+        let (seen, stamped) = self.hear();
+        assert!(stamped, "packets are stamped when they pass");
+        seen
+    }
+
+    /// As [`Tap::seen`]; and whether what went out was stamped before it was read.
+    fn hear(&self) -> (Vec<Seen>, bool) {
         self.filter(0);
+        let ended = now();
         let mut seen = Vec::new();
         while let Some(packet) = self.next().expect("a packet socket is read") {
             seen.extend(packet);
@@ -75,7 +98,8 @@ impl Tap {
             )
         };
         assert_eq!((read, statistics[1]), (0, 0), "nothing was thrown away");
-        seen
+        let stamped = seen.iter().all(|it: &Seen| !it.outgoing || it.at <= ended);
+        (seen, stamped)
     }
 
     /// Lets so many bytes of every frame through; none at all for 0.
