@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use oncache_testbed::Container;
+use oncache_testbed::{Container, bound};
 
 /// The port that is asked at.
 pub const PORT: u16 = 5432;
@@ -56,24 +56,10 @@ impl Speaker {
     }
 }
 
-/// A socket at a port of before: a child of another test's thread may hold the last one for a moment,
-/// between fork and exec.
-fn bound<S>(bind: impl Fn() -> std::io::Result<S>) -> S {
-    let until = Instant::now() + SURELY;
-    loop {
-        match bind() {
-            Ok(socket) => return socket,
-            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
-                thread::sleep(Duration::from_millis(5));
-            }
-            Err(error) => panic!("bind: {error}"),
-        }
-    }
-}
-
 impl Flow {
     pub fn tcp(client: &Container, server: &Container) -> Self {
-        let listener = server.enter(|| bound(|| TcpListener::bind((server.ip, PORT))));
+        let listener =
+            server.enter(|| bound(|| TcpListener::bind((server.ip, PORT))).expect("listen"));
         let asking = client.enter(|| TcpStream::connect((server.ip, PORT)).expect("connect"));
         let (answering, _) = listener.accept().expect("accept");
         let mut flow = Self::Tcp([Speaker::new(asking), Speaker::new(answering)]);
@@ -83,7 +69,7 @@ impl Flow {
 
     pub fn udp(client: &Container, server: &Container) -> Self {
         let bind = |end: &Container, port| {
-            let socket = end.enter(|| bound(|| UdpSocket::bind((end.ip, port))));
+            let socket = end.enter(|| bound(|| UdpSocket::bind((end.ip, port))).expect("bind"));
             socket.set_nonblocking(true).expect("no waiting");
             socket
         };

@@ -62,7 +62,7 @@ pub use host::{Host, UNDERLAY};
 pub use injector::Injector;
 pub use lab::Lab;
 pub use namespace::Place;
-pub use patience::{PATIENCE, eventually};
+pub use patience::{PATIENCE, bound, eventually};
 pub use process::{Process, output_within, spawn};
 pub use random::Random;
 pub use snapshot::{Snapshot, assert_same, until_same};

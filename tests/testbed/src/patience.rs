@@ -1,7 +1,7 @@
 //! Waiting for what happens by itself.
 
 use std::{
-    thread,
+    io, thread,
     time::{Duration, Instant},
 };
 
@@ -19,4 +19,21 @@ pub fn eventually(what: &str, patience: Duration, mut holds: impl FnMut() -> boo
         thread::sleep(Duration::from_millis(20));
     }
     begun.elapsed()
+}
+
+/// Binds, and waits where the address is still taken: a child of another test's thread holds a socket that has been closed
+/// for a moment, between fork and exec.
+///
+/// # Errors
+/// Why it can't be had, after [`PATIENCE`] where it stays taken.
+pub fn bound<S>(bind: impl Fn() -> io::Result<S>) -> io::Result<S> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            outcome => return outcome,
+        }
+    }
 }

@@ -26,11 +26,11 @@ use std::{
     time::Duration,
 };
 
-use crate::{container::Container, socket::accept_within};
+use crate::{container::Container, patience::bound, socket::accept_within};
 
 /// Listens inside a container; port 0 lets the kernel choose.
 fn listen(at: &Container, port: u16) -> io::Result<(TcpListener, SocketAddrV4)> {
-    let listener = at.enter(|| TcpListener::bind((at.ip, port)))?;
+    let listener = at.enter(|| bound(|| TcpListener::bind((at.ip, port))))?;
     let port = listener.local_addr()?.port();
     Ok((listener, SocketAddrV4::new(at.ip, port)))
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::Ping;
-use crate::container::Container;
+use crate::{container::Container, patience::bound};
 
 /// How long is waited for what must come. What must not come is waited for [`NEVER`].
 const SURELY: Duration = Duration::from_secs(10);
@@ -57,7 +57,7 @@ fn icmp(from: &Container, to: &Container, patience: Duration) -> bool {
 /// A byte there and a byte back.
 fn tcp(from: &Container, to: &Container, port: u16, patience: Duration) -> bool {
     let address = SocketAddr::from((to.ip, port));
-    let listener = to.enter(|| TcpListener::bind(address).expect("listen"));
+    let listener = to.enter(|| bound(|| TcpListener::bind(address)).expect("listen"));
     listener
         .set_nonblocking(true)
         .expect("a listener that can be left");
@@ -92,7 +92,7 @@ fn tcp(from: &Container, to: &Container, port: u16, patience: Duration) -> bool 
 
 /// A datagram there and one back.
 fn udp(from: &Container, to: &Container, port: u16, patience: Duration) -> bool {
-    let receiver = to.enter(|| UdpSocket::bind((to.ip, port)).expect("bind"));
+    let receiver = to.enter(|| bound(|| UdpSocket::bind((to.ip, port))).expect("bind"));
     let sender = from.enter(|| UdpSocket::bind("0.0.0.0:0").expect("bind"));
     sender.connect((to.ip, port)).expect("connect");
     // A host's own datagrams are refused where they are sent.

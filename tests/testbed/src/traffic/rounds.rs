@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{connect, float, quantiles};
-use crate::{container::Container, socket::timed_out};
+use crate::{container::Container, patience::bound, socket::timed_out};
 
 /// How many rounds, and with what.
 #[derive(Debug, Clone)]
@@ -87,7 +87,7 @@ impl Rounds {
         going: &AtomicBool,
     ) -> RoundsReport {
         let sockets = || {
-            let server = to.enter(|| UdpSocket::bind((to.ip, port)))?;
+            let server = to.enter(|| bound(|| UdpSocket::bind((to.ip, port))))?;
             let client = from.enter(|| UdpSocket::bind((from.ip, 0)))?;
             client.connect((to.ip, server.local_addr()?.port()))?;
             server.set_read_timeout(Some(Duration::from_millis(50)))?;

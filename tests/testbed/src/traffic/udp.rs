@@ -11,6 +11,7 @@ use std::{
 use super::payload::Payload;
 use crate::{
     container::Container,
+    patience::bound,
     socket::{force_receive_buffer, set},
 };
 
@@ -106,7 +107,7 @@ impl Datagrams {
         to: &Container,
         port: u16,
     ) -> io::Result<(UdpSocket, UdpSocket)> {
-        let server = to.enter(|| UdpSocket::bind((to.ip, port)))?;
+        let server = to.enter(|| bound(|| UdpSocket::bind((to.ip, port))))?;
         let client = from.enter(|| UdpSocket::bind((from.ip, 0)))?;
         client.connect((to.ip, server.local_addr()?.port()))?;
         force_receive_buffer(&server, RECEIVE_BUFFER)?;
