@@ -5,7 +5,9 @@
 
 use std::{io, net::Ipv4Addr};
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NlasIterator};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NlasIterator,
+};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 use tokio::task::spawn_blocking;
@@ -29,9 +31,6 @@ const CTA_IP_V4_DST: u16 = 2;
 const NESTED: u16 = 1 << 15;
 const NUMBER: u16 = 0x3fff;
 
-// Message types of include/uapi/linux/netlink.h.
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 /// Family of IPv4 (include/linux/socket.h).
@@ -131,15 +130,7 @@ impl Connections {
                 .map_err(|error| errno(&error))?;
             for (kind, body) in messages(&datagram) {
                 match kind {
-                    NLMSG_ERROR | NLMSG_DONE => {
-                        let code = body
-                            .first_chunk()
-                            .map_or(0, |code| i32::from_ne_bytes(*code));
-                        return match code {
-                            0 => Ok(()),
-                            code => Err(Errno::from_raw(code.saturating_abs())),
-                        };
-                    }
+                    NLMSG_ERROR | NLMSG_DONE => return outcome(body),
                     _ => answer(body.get(FAMILY_HEADER..).unwrap_or_default()),
                 }
             }
@@ -147,7 +138,19 @@ impl Connections {
     }
 }
 
-fn errno(error: &io::Error) -> Errno {
+/// What a message that ends the answers says: the kernel's error code, 0 if it did as it was asked.
+pub(super) fn outcome(body: &[u8]) -> Result<(), Errno> {
+    let code = body
+        .first_chunk()
+        .map_or(0, |code| i32::from_ne_bytes(*code));
+    match code {
+        0 => Ok(()),
+        code => Err(Errno::from_raw(code.saturating_abs())),
+    }
+}
+
+/// The system's answer to a call of a socket.
+pub(super) fn errno(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32))
 }
 

@@ -1,17 +1,15 @@
 //! Tables of the kernel read message by message: what is of no kind that this build knows has to be seen all the
 //! same, and a decoder that passes over it would hide it.
 
-use std::io;
-
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR};
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 
-use super::{DUMP_ATTEMPTS, NetlinkError};
+use super::{
+    DUMP_ATTEMPTS, NetlinkError,
+    conntrack::{errno, outcome},
+};
 
-// Message types of include/uapi/linux/netlink.h.
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
@@ -60,10 +58,10 @@ impl Dumps {
             match outcome {
                 Ok(true) => return Ok(entries),
                 Ok(false) => {}
-                Err(error) => {
+                Err(errno) => {
                     return Err(NetlinkError::Refused {
                         operation: operation.to_owned(),
-                        errno: Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32)),
+                        errno,
                         reason: None,
                     });
                 }
@@ -81,7 +79,7 @@ impl Dumps {
         kind: u16,
         request: &[u8],
         mut answer: impl FnMut(u16, &[u8]),
-    ) -> io::Result<bool> {
+    ) -> Result<bool, Errno> {
         self.sequence += 1;
         let length = u32::try_from(HEADER + request.len()).unwrap_or(u32::MAX);
         let mut bytes = length.to_ne_bytes().to_vec();
@@ -91,10 +89,13 @@ impl Dumps {
         // Port: the socket's own.
         bytes.extend([0; 4]);
         bytes.extend(request);
-        self.socket.send(&bytes, 0)?;
+        self.socket.send(&bytes, 0).map_err(|error| errno(&error))?;
         let mut consistent = true;
         loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
+            let (datagram, _) = self
+                .socket
+                .recv_from_full()
+                .map_err(|error| errno(&error))?;
             for message in messages(&datagram) {
                 // The end of a dump that was given up before.
                 if message.sequence != self.sequence {
@@ -105,11 +106,7 @@ impl Dumps {
                     answer(message.kind, message.body);
                     continue;
                 }
-                let code = message.body.first_chunk();
-                return match code.map_or(0, |code| i32::from_ne_bytes(*code)) {
-                    0 => Ok(consistent),
-                    code => Err(io::Error::from_raw_os_error(code.saturating_abs())),
-                };
+                return outcome(message.body).map(|()| consistent);
             }
         }
     }

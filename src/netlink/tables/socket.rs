@@ -2,14 +2,16 @@
 
 use std::os::fd::AsRawFd as _;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
+};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 
 use super::{
     super::{
         NetlinkError,
-        conntrack::{FAMILY_HEADER, attribute_of, attributes, messages},
+        conntrack::{FAMILY_HEADER, attribute_of, attributes, errno, messages, outcome},
     },
     messages::{
         BATCH_BEGIN, BATCH_END, BATCH_GENERATION, ELEMENT_LIST, ELEMENT_SET, GET_ELEMENT, Message,
@@ -17,11 +19,6 @@ use super::{
         attribute, message, text,
     },
 };
-
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-/// `NLM_F_APPEND`: behind the rules that are there.
-const APPEND: u16 = 0x800;
 
 /// A socket for requests about tables.
 pub(super) struct Tables {
@@ -126,7 +123,8 @@ impl Tables {
                 flags |= NLM_F_CREATE;
             }
             if sent.kind == NEW_RULE {
-                flags |= APPEND;
+                // Behind the rules that are there.
+                flags |= NLM_F_APPEND;
             }
             if position + 1 == batch.len() {
                 flags |= NLM_F_ACK;
@@ -188,18 +186,4 @@ impl Tables {
         };
         Errno::result(done).map(|_| ())
     }
-}
-
-fn outcome(body: &[u8]) -> Result<(), Errno> {
-    let code = body
-        .first_chunk()
-        .map_or(0, |code| i32::from_ne_bytes(*code));
-    match code {
-        0 => Ok(()),
-        code => Err(Errno::from_raw(code.saturating_abs())),
-    }
-}
-
-fn errno(error: &std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32))
 }
